@@ -1,0 +1,29 @@
+"""What can go wrong, by what has to happen next. Driver errors are mapped to these at the edge."""
+
+
+class LastSyncError(Exception):
+    """Ends the command with one line on stderr and `exit_code`."""
+
+    exit_code = 1
+
+
+class TransientError(LastSyncError):
+    """The broker or the store is away for now: hold what is in hand and try again."""
+
+
+class MisconfiguredError(LastSyncError):
+    """Trying again cannot help until a person changes something: the message says what."""
+
+    exit_code = 3
+
+
+class OffsetsLostError(LastSyncError):
+    """The group's committed offset is gone from the topic: records were lost unread."""
+
+    exit_code = 4
+
+
+class StalledError(LastSyncError):
+    """The loop has made no step for the watchdog's time."""
+
+    exit_code = 5
