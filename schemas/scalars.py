@@ -1,0 +1,149 @@
+"""The kinds of value a field may hold, each with its reason code and its JSON Schema."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from operator import methodcaller
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
+from pydantic_core import CoreSchema, core_schema
+
+ConnectorSyncStatus = Literal[
+    "canceling", "canceled", "completed", "error", "in_progress", "pending", "suspended"
+]
+JobType = Literal["full", "incremental", "access_control"]
+
+STATUSES: tuple[str, ...] = get_args(ConnectorSyncStatus)
+JOB_TYPES: tuple[str, ...] = get_args(JobType)
+
+MAX_COUNT = 2**63 - 1
+MAX_ID_BYTES = 512
+
+# Everything the calendar cannot refuse: pydantic's own parser also takes a space, or seconds alone.
+_RFC3339 = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
+    r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})$"
+)
+_ASCII_ID = r"^(?:\.*[ -\-/-~][ -~]*|\.{3,})$"
+_ID = r"^(?:\.*[^.\p{Cc}]\P{Cc}*|\.{3,})$"
+
+TIME_JSON: dict[str, Any] = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": (
+        "^(?!0000)[0-9]{4}-"
+        "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+        "|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|[12][0-9]))"
+        "[Tt](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]+)?"
+        "(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$"
+    ),
+}
+COUNT_JSON: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": MAX_COUNT}
+STATUS_JSON: dict[str, Any] = {"enum": list(STATUSES)}
+ID_JSON: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_BYTES,
+    "pattern": "^(?!\\.{1,2}$)[^\\u0000-\\u001f\\u007f-\\u009f]+$",
+}
+TEXT_JSON: dict[str, Any] = {"type": "string"}
+OBJECT_JSON: dict[str, Any] = {"type": "object"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How pydantic validates a field, and what the JSON Schema says of it."""
+
+    core: CoreSchema
+    json: dict[str, Any]
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return self.core
+
+    def __get_pydantic_json_schema__(
+        self, _: CoreSchema, __: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return dict(self.json)
+
+
+def _rule(reason: str, core: CoreSchema, json: dict[str, Any]) -> Rule:
+    return Rule(
+        core_schema.custom_error_schema(
+            core, custom_error_type=reason, custom_error_message=reason
+        ),
+        json,
+    )
+
+
+def _nullable(rule: Rule) -> Rule:
+    json = {"anyOf": [rule.json, {"type": "null"}]}
+    return Rule(core_schema.nullable_schema(rule.core), json)
+
+
+def _short(text: str) -> str:
+    if len(text.encode()) > MAX_ID_BYTES:
+        raise ValueError
+    return text
+
+
+_moment = partial(
+    core_schema.datetime_schema,
+    microseconds_precision="truncate",
+    tz_constraint="aware",
+    ge=datetime.min.replace(tzinfo=UTC),
+    le=datetime.max.replace(tzinfo=UTC),
+)
+_time = core_schema.no_info_after_validator_function(
+    methodcaller("astimezone", UTC),
+    core_schema.union_schema(
+        [
+            core_schema.chain_schema(
+                [core_schema.str_schema(pattern=_RFC3339, strict=True), _moment()]
+            ),
+            core_schema.chain_schema([core_schema.is_instance_schema(datetime), _moment()]),
+        ],
+        mode="left_to_right",
+    ),
+)
+_identifier = core_schema.union_schema(
+    [
+        core_schema.str_schema(pattern=_ASCII_ID, max_length=MAX_ID_BYTES, strict=True),
+        core_schema.no_info_after_validator_function(
+            _short, core_schema.str_schema(pattern=_ID, max_length=MAX_ID_BYTES, strict=True)
+        ),
+    ],
+    mode="left_to_right",
+)
+
+TIME = _rule("invalid_time", _time, TIME_JSON)
+COUNT = _rule("invalid_count", core_schema.int_schema(ge=0, le=MAX_COUNT, strict=True), COUNT_JSON)
+STATUS = _rule("invalid_status", core_schema.literal_schema(list(STATUSES)), STATUS_JSON)
+JOB_TYPE = _rule(
+    "invalid_job_type", core_schema.literal_schema(list(JOB_TYPES)), {"enum": list(JOB_TYPES)}
+)
+ID = _rule("invalid_id", _identifier, ID_JSON)
+TEXT = _rule("invalid_text", core_schema.str_schema(strict=True), TEXT_JSON)
+OBJECT = _rule(
+    "invalid_cursor",
+    core_schema.dict_schema(core_schema.str_schema(strict=True), strict=True),
+    OBJECT_JSON,
+)
+
+Time = Annotated[datetime, TIME]
+Identifier = Annotated[str, ID]
+Status = Annotated[ConnectorSyncStatus, STATUS]
+Kind = Annotated[JobType, JOB_TYPE]
+
+# In a payload a field is given or left out; `None` in Python stands for left out.
+PayloadTime = Annotated[datetime | None, TIME]
+PayloadCount = Annotated[int | None, COUNT]
+PayloadStatus = Annotated[ConnectorSyncStatus | None, STATUS]
+PayloadCursor = Annotated[dict[str, JsonValue] | None, OBJECT]
+ErrorText = Annotated[str | None, _nullable(TEXT)]
+
+# In a job `null` means left out.
+JobTime = Annotated[datetime | None, _nullable(TIME)]
+JobCount = Annotated[int | None, _nullable(COUNT)]
+JobId = Annotated[str | None, _nullable(ID)]
+JobCursor = Annotated[dict[str, JsonValue] | None, _nullable(OBJECT)]
