@@ -5,11 +5,32 @@ wins a field when its stamp is greater. Merging is therefore commutative, associ
 idempotent: the state is a function of the set of merged events, not of their order or number.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import JsonValue
+
+if TYPE_CHECKING:
+    from schemas.sync_finished import SyncFinished
+
+RESET_RANK = 5  # above every status, so that a reset beats the events of its own microsecond
+
+FIELDS = (
+    "last_access_control_sync_error",
+    "last_access_control_sync_scheduled_at",
+    "last_access_control_sync_status",
+    "last_deleted_document_count",
+    "last_incremental_sync_scheduled_at",
+    "last_indexed_document_count",
+    "last_sync_error",
+    "last_sync_scheduled_at",
+    "last_sync_status",
+    "last_synced",
+    "sync_cursor",
+)
 
 
 class Stamp(NamedTuple):
@@ -32,13 +53,33 @@ class Update:
     fields: Mapping[str, JsonValue]
     stamp: Stamp
 
+    @classmethod
+    def from_event(cls, event: "SyncFinished") -> "Update":
+        """Stamp the event's fields; equal content gives an equal digest, whatever its framing."""
+        fields = event.fields()
+        content = json.dumps(
+            [event.connector_id, fields],
+            ensure_ascii=False,
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+        digest = sha256(content.encode()).hexdigest()
+        stamp = Stamp(event.at, event.rank, event.event_id, digest)
+        return cls(connector_id=event.connector_id, fields=fields, stamp=stamp)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one update; `detail` says why the store rejected it."""
+    """What became of one update.
+
+    `detail` says why the store rejected it. `reused` is true when a field that the update touches
+    was held by the same event id with other content: two events of one name, a publisher's bug.
+    The greater digest decides, the same way everywhere.
+    """
 
     name: Literal["applied", "duplicate", "superseded", "connector_not_found", "rejected"]
     detail: str = ""
+    reused: bool = False
 
 
 APPLIED = Outcome("applied")
@@ -49,7 +90,11 @@ CONNECTOR_NOT_FOUND = Outcome("connector_not_found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """One connector as the store keeps it; a deleted one stays as a tombstone."""
+    """One connector as the store keeps it; a deleted one stays as a tombstone.
+
+    A field in `fields` with the value None was cleared by an event; one not in `fields` was never
+    set, or was reset. A reset leaves the stamps.
+    """
 
     fields: Mapping[str, JsonValue]
     stamps: Mapping[str, Stamp]
@@ -57,12 +102,78 @@ class State:
 
 
 def fold(state: State | None, updates: Iterable[Update]) -> tuple[State | None, list[Outcome]]:
-    raise NotImplementedError
+    """Merge updates of one connector, in their order; None is a connector nobody registered.
+
+    The state comes back as the same object when no update won anything.
+    """
+    if state is None or state.deleted:
+        return state, [CONNECTOR_NOT_FOUND for _ in updates]
+    fields: dict[str, JsonValue] = dict(state.fields)
+    stamps: dict[str, Stamp] = dict(state.stamps)
+    outcomes = [_merge(fields, stamps, update) for update in updates]
+    if any(outcome.name == "applied" for outcome in outcomes):
+        return State(fields=fields, stamps=stamps), outcomes
+    return state, outcomes
+
+
+def _merge(fields: dict[str, JsonValue], stamps: dict[str, Stamp], update: Update) -> Outcome:
+    stamp = update.stamp
+    name: Literal["applied", "duplicate", "superseded"] = "superseded"
+    reused = False
+    for field, value in update.fields.items():
+        held = stamps.get(field)
+        if held is None or held < stamp:
+            fields[field] = value
+            stamps[field] = stamp
+            name = "applied"
+        elif held == stamp and name == "superseded":
+            name = "duplicate"
+        if held is not None and held[2] == stamp[2] and held[3] != stamp[3]:
+            reused = True
+    return Outcome(name, reused=True) if reused else _OUTCOMES[name]
+
+
+_OUTCOMES = {"applied": APPLIED, "duplicate": DUPLICATE, "superseded": SUPERSEDED}
+
+
+def fold_batch(
+    states: Mapping[str, State], updates: Sequence[Update]
+) -> tuple[dict[str, State], list[Outcome]]:
+    """Merge a batch of any connectors into their states.
+
+    Gives the states that changed, by connector id, and the outcomes in the order of `updates`.
+    """
+    positions: dict[str, list[int]] = {}
+    for position, update in enumerate(updates):
+        positions.setdefault(update.connector_id, []).append(position)
+    changed: dict[str, State] = {}
+    outcomes = [CONNECTOR_NOT_FOUND] * len(updates)
+    for connector_id, places in positions.items():
+        before = states.get(connector_id)
+        after, results = fold(before, [updates[place] for place in places])
+        if after is not None and after is not before:
+            changed[connector_id] = after
+        for place, outcome in zip(places, results, strict=True):
+            outcomes[place] = outcome
+    return changed, outcomes
 
 
 def registered(state: State | None) -> State:
-    raise NotImplementedError
+    """Make the connector live.
+
+    A first registration sets no stamps, so that events older than it still merge; registering a
+    deleted one again keeps its stamps, so that late events of the former life lose.
+    """
+    if state is None:
+        return State(fields={}, stamps={})
+    return replace(state, deleted=False)
 
 
 def deleted(state: State, now: int) -> State:
-    raise NotImplementedError
+    """Reset the connector at `now`, in microseconds since the epoch, and leave a tombstone.
+
+    The values go; every field, also one never set, keeps the greater of its own stamp and now.
+    """
+    reset = Stamp(now, RESET_RANK, "", "")
+    stamps = {field: max(state.stamps.get(field, reset), reset) for field in FIELDS}
+    return State(fields={}, stamps=stamps, deleted=True)

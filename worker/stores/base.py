@@ -20,20 +20,50 @@ class Connector:
 class ConnectorStore(Protocol):
     """Connectors, their last-sync fields, and the stamps that decide who may change them.
 
-    (contract to be written here, each sentence with a contract test)
+    Each sentence here is tried on every store by `tests/contract/`.
+
+    Order: outcomes, and the answers of `add` and `delete`, come in the order of what was given,
+    one for each, and are those of handling one at a time in that order.
+    Idempotency: applying an update again changes nothing; it is then `duplicate` or `superseded`.
+    Atomicity: a call's changes are visible to others, and durable, all together or not at all,
+    and never before it returns or raises. Two writers of one connector lose nothing.
+    Rejection: an update whose very content the store refuses for good is `rejected`, with why in
+    `detail`; the rest of its batch is merged as if it had not been there.
+    Errors: `TransientError` when trying again can help; `MisconfiguredError` when a person must
+    change something first. After either, nothing of the call is stored, unless the answer to the
+    commit itself was lost. Anything else is a bug and should stop the worker.
+    Blocking: no call blocks the event loop; each may wait for other writers, seconds at most,
+    then `TransientError`. Readers wait for no one.
+    Cancellation: a cancelled call has stored all of its changes or none; the store stays usable.
+    Values: what is given and what comes back is never shared with the store's own memory, and a
+    value comes back as it was given: large integers, floats and Unicode too.
     """
 
     @property
-    def store_id(self) -> str: ...
+    def store_id(self) -> str:
+        """The UUID made with the data: the same at every opening, another where the data is."""
 
-    async def apply(self, updates: Sequence[Update]) -> list[Outcome]: ...
+    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
+        """Merge the updates, and write each connector that changed once."""
 
-    async def preview(self, updates: Sequence[Update]) -> list[Outcome]: ...
+    async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
+        """Give the outcomes that `apply` would give now, rejections aside; write nothing."""
 
-    async def add(self, connector_ids: Sequence[str]) -> list[bool]: ...
+    async def add(self, connector_ids: Sequence[str]) -> list[bool]:
+        """Register the connectors; true for each that was not live before, false where it was."""
 
-    async def delete(self, connector_ids: Sequence[str]) -> list[bool]: ...
+    async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
+        """Reset the connectors and keep their tombstones; true for each that was live."""
 
-    async def get(self, connector_id: str) -> Connector | None: ...
+    async def get(self, connector_id: str) -> Connector | None:
+        """Read one connector; None when it is unknown or deleted."""
 
-    def connectors(self) -> AsyncIterator[Connector]: ...
+    def connectors(self) -> AsyncIterator[Connector]:
+        """Read the live connectors in the code-point order of their ids.
+
+        They come in pages, each read by itself, so neither memory nor a transaction holds them
+        all: a connector changed meanwhile comes as it was or as it is, none comes twice.
+        """
+
+    async def describe(self) -> str:
+        """Name the engine, its version, the schema and the store's id, in one line."""

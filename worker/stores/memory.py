@@ -1,0 +1,104 @@
+"""`memory://`: a store that ends with the process, for tests and trials."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from pydantic import JsonValue
+
+from worker.merge import Outcome, State, Update, deleted, fold_batch, registered
+from worker.stores.base import Connector
+
+
+@asynccontextmanager
+async def open_memory() -> AsyncIterator["MemoryStore"]:
+    """Open a store of its own: nothing is shared between two openings."""
+    yield MemoryStore()
+
+
+class MemoryStore:
+    """Keeps the states in a dict, under the contract of `ConnectorStore`."""
+
+    def __init__(self) -> None:
+        self._store_id = str(uuid4())
+        self._states: dict[str, State] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def store_id(self) -> str:
+        return self._store_id
+
+    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
+        detached = [_detached(update) for update in updates]
+        sound = [update for update in detached if isinstance(update, Update)]
+        async with self._lock:
+            states = await self._load({update.connector_id for update in sound})
+            changed, merged = fold_batch(states, sound)
+            self._states.update(changed)
+        outcomes = iter(merged)
+        return [u if isinstance(u, Outcome) else next(outcomes) for u in detached]
+
+    async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
+        states = await self._load({update.connector_id for update in updates})
+        return fold_batch(states, updates)[1]
+
+    async def add(self, connector_ids: Sequence[str]) -> list[bool]:
+        async with self._lock:
+            states = await self._load(connector_ids)
+            answers = []
+            for connector_id in connector_ids:
+                before = states.get(connector_id)
+                answers.append(before is None or before.deleted)
+                states[connector_id] = registered(before)
+            self._states.update(states)
+            return answers
+
+    async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
+        async with self._lock:
+            states = await self._load(connector_ids)
+            now = time.time_ns() // 1000
+            answers = []
+            for connector_id in connector_ids:
+                before = states.get(connector_id)
+                answers.append(before is not None and not before.deleted)
+                if before is not None and not before.deleted:
+                    states[connector_id] = deleted(before, now)
+            self._states.update(states)
+            return answers
+
+    async def get(self, connector_id: str) -> Connector | None:
+        state = (await self._load([connector_id])).get(connector_id)
+        if state is None or state.deleted:
+            return None
+        return _connector(connector_id, state)
+
+    async def connectors(self) -> AsyncIterator[Connector]:
+        for connector_id in sorted(self._states):
+            connector = await self.get(connector_id)
+            if connector is not None:
+                yield connector
+
+    async def describe(self) -> str:
+        return f"memory, store {self._store_id}"
+
+    async def _load(self, connector_ids: Iterable[str]) -> dict[str, State]:
+        await asyncio.sleep(0)  # others run here, as they do while a real store reads
+        return {id_: self._states[id_] for id_ in connector_ids if id_ in self._states}
+
+
+def _detached(update: Update) -> Update | Outcome:
+    """Copy what the caller may go on changing, or say why no store could keep it."""
+    try:
+        content = json.dumps([update.fields, update.stamp], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return Outcome("rejected", f"text that UTF-8 cannot say: {error}")
+    fields = json.loads(content)[0]
+    return Update(connector_id=update.connector_id, fields=fields, stamp=update.stamp)
+
+
+def _connector(connector_id: str, state: State) -> Connector:
+    fields: dict[str, JsonValue] = json.loads(json.dumps(dict(state.fields)))
+    return Connector(id=connector_id, fields=fields)
