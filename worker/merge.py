@@ -13,24 +13,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import JsonValue
 
+from schemas.last_sync import LAST_SYNC_FIELDS
+
 if TYPE_CHECKING:
     from schemas.sync_finished import SyncFinished
 
 RESET_RANK = 5  # above every status, so that a reset beats the events of its own microsecond
 
-FIELDS = (
-    "last_access_control_sync_error",
-    "last_access_control_sync_scheduled_at",
-    "last_access_control_sync_status",
-    "last_deleted_document_count",
-    "last_incremental_sync_scheduled_at",
-    "last_indexed_document_count",
-    "last_sync_error",
-    "last_sync_scheduled_at",
-    "last_sync_status",
-    "last_synced",
-    "sync_cursor",
-)
+_json = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False
+).encode
 
 
 class Stamp(NamedTuple):
@@ -57,13 +49,7 @@ class Update:
     def from_event(cls, event: "SyncFinished") -> "Update":
         """Stamp the event's fields; equal content gives an equal digest, whatever its framing."""
         fields = event.fields()
-        content = json.dumps(
-            [event.connector_id, fields],
-            ensure_ascii=False,
-            sort_keys=True,
-            separators=(",", ":"),
-        )
-        digest = sha256(content.encode()).hexdigest()
+        digest = sha256(_json([event.connector_id, fields]).encode()).hexdigest()
         stamp = Stamp(event.at, event.rank, event.event_id, digest)
         return cls(connector_id=event.connector_id, fields=fields, stamp=stamp)
 
@@ -159,14 +145,29 @@ def fold_batch(
 
 
 def registered(state: State | None) -> State:
-    """Make the connector live.
+    """Make the connector live; one that is live already comes back as the same object.
 
     A first registration sets no stamps, so that events older than it still merge; registering a
     deleted one again keeps its stamps, so that late events of the former life lose.
     """
     if state is None:
         return State(fields={}, stamps={})
-    return replace(state, deleted=False)
+    return replace(state, deleted=False) if state.deleted else state
+
+
+def register_batch(
+    states: Mapping[str, State], connector_ids: Sequence[str]
+) -> tuple[dict[str, State], list[bool]]:
+    """Register connectors; gives the states that changed, and for each id whether it did."""
+    changed: dict[str, State] = {}
+    answers = []
+    for connector_id in connector_ids:
+        before = states.get(connector_id)
+        new = connector_id not in changed and (before is None or before.deleted)
+        answers.append(new)
+        if new:
+            changed[connector_id] = registered(before)
+    return changed, answers
 
 
 def deleted(state: State, now: int) -> State:
@@ -175,5 +176,20 @@ def deleted(state: State, now: int) -> State:
     The values go; every field, also one never set, keeps the greater of its own stamp and now.
     """
     reset = Stamp(now, RESET_RANK, "", "")
-    stamps = {field: max(state.stamps.get(field, reset), reset) for field in FIELDS}
+    stamps = {field: max(state.stamps.get(field, reset), reset) for field in LAST_SYNC_FIELDS}
     return State(fields={}, stamps=stamps, deleted=True)
+
+
+def delete_batch(
+    states: Mapping[str, State], connector_ids: Sequence[str], now: int
+) -> tuple[dict[str, State], list[bool]]:
+    """Reset live connectors; gives the states that changed, and for each id whether it did."""
+    changed: dict[str, State] = {}
+    answers = []
+    for connector_id in connector_ids:
+        before = states.get(connector_id)
+        live = before is not None and not before.deleted and connector_id not in changed
+        answers.append(live)
+        if before is not None and live:
+            changed[connector_id] = deleted(before, now)
+    return changed, answers

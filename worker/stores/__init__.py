@@ -16,9 +16,17 @@ def open_store(url: str) -> AbstractAsyncContextManager[ConnectorStore]:
     `TransientError` where waiting can help.
     """
     scheme, separator, _ = url.partition("://")
-    if separator and scheme == "memory":
+    if url == "memory://":
         return open_memory()
-    raise MisconfiguredError(f"store URL {masked(url)!r}: unknown scheme; use sqlite:///path")
+    if scheme == "sqlite" and separator:
+        # Half a second of imports that commands without a store should not pay.
+        from worker.stores.sqlite import open_sqlite  # noqa: PLC0415
+
+        return open_sqlite(url)
+    raise MisconfiguredError(
+        f"store {masked(url)!r}: not a URL that this release knows;"
+        " use sqlite:///path, or memory:// for a trial"
+    )
 
 
 def masked(url: str) -> str:

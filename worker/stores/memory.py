@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from pydantic import JsonValue
-
-from worker.merge import Outcome, State, Update, deleted, fold_batch, registered
+from worker.merge import Outcome, State, Update, delete_batch, fold_batch, register_batch
 from worker.stores.base import Connector
 
 
@@ -48,25 +46,15 @@ class MemoryStore:
     async def add(self, connector_ids: Sequence[str]) -> list[bool]:
         async with self._lock:
             states = await self._load(connector_ids)
-            answers = []
-            for connector_id in connector_ids:
-                before = states.get(connector_id)
-                answers.append(before is None or before.deleted)
-                states[connector_id] = registered(before)
-            self._states.update(states)
+            changed, answers = register_batch(states, connector_ids)
+            self._states.update(changed)
             return answers
 
     async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
         async with self._lock:
             states = await self._load(connector_ids)
-            now = time.time_ns() // 1000
-            answers = []
-            for connector_id in connector_ids:
-                before = states.get(connector_id)
-                answers.append(before is not None and not before.deleted)
-                if before is not None and not before.deleted:
-                    states[connector_id] = deleted(before, now)
-            self._states.update(states)
+            changed, answers = delete_batch(states, connector_ids, time.time_ns() // 1000)
+            self._states.update(changed)
             return answers
 
     async def get(self, connector_id: str) -> Connector | None:
@@ -100,5 +88,4 @@ def _detached(update: Update) -> Update | Outcome:
 
 
 def _connector(connector_id: str, state: State) -> Connector:
-    fields: dict[str, JsonValue] = json.loads(json.dumps(dict(state.fields)))
-    return Connector(id=connector_id, fields=fields)
+    return Connector(id=connector_id, fields=json.loads(json.dumps(dict(state.fields))))

@@ -1,0 +1,3 @@
+"""The schema of the SQL stores, step by step."""
+
+HEAD = "last_sync_0001"  # the newest step; named so that no other program's is taken for ours

@@ -1,0 +1,23 @@
+"""Runs the steps that a database still lacks, with Alembic."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+
+class UnknownRevisionError(Exception):
+    """The database is at a step that this release does not have."""
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the lacking steps within the transaction that the connection is in."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise UnknownRevisionError(str(error)) from error

@@ -1,0 +1,193 @@
+"""`sqlite:///path`: the embedded store, in one file on one host."""
+
+import asyncio
+import json
+import os
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, bindparam, event, func, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from worker.errors import MisconfiguredError, TransientError
+from worker.stores.migrations import HEAD
+from worker.stores.rows import CONNECTORS
+from worker.stores.sql import Dialect, RejectedError, SqlStore
+
+BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's writer
+
+_TRANSIENT = {
+    sqlite3.SQLITE_BUSY: "another process holds its lock",
+    sqlite3.SQLITE_LOCKED: "another connection holds its lock",
+    sqlite3.SQLITE_PROTOCOL: "its lock could not be had for the crowd",
+    sqlite3.SQLITE_IOERR: "reading or writing the file failed",
+}
+_MISCONFIGURED = {
+    sqlite3.SQLITE_AUTH: "check who owns the file",
+    sqlite3.SQLITE_CANTOPEN: "check the path, its permissions, and the limit of open files",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: put a backup in its place",
+    sqlite3.SQLITE_FULL: "the disk is full: free some space there",
+    sqlite3.SQLITE_NOTADB: "the file is something else, or encrypted: name another path",
+    sqlite3.SQLITE_PERM: "check who may write the file",
+    sqlite3.SQLITE_READONLY: "make file and directory writable for this user",
+}
+_REJECTED = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
+
+
+@asynccontextmanager
+async def open_sqlite(url: str) -> AsyncIterator[SqlStore]:
+    """Open the file, make or migrate its schema, and close it at the end."""
+    path = _path(url)
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(path)),
+        # The driver would begin a transaction by itself, but only before the first write.
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
+    )
+    event.listen(engine.sync_engine, "connect", _set_synchronous)
+    try:
+        yield SqlStore(engine, _dialect(url), store_id=await _prepared(engine, url), revision=HEAD)
+    finally:
+        await engine.dispose()
+
+
+def _dialect(url: str) -> Dialect:
+    among = func.json_each(bindparam("ids")).table_valued("value")
+    return Dialect(
+        name="SQLite",
+        version="SELECT sqlite_version()",
+        begin_read="BEGIN",
+        begin_write="BEGIN IMMEDIATE",
+        turn=asyncio.Lock(),  # waiting for each other inside SQLite would be by polling
+        insert=insert,
+        has_id=CONNECTORS.c.id.in_(select(among.c.value)),
+        ids=lambda connector_ids: json.dumps(list(connector_ids)),
+        errors=lambda: translated(url),
+        refusals=(OverflowError, UnicodeEncodeError),
+    )
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Raise errors of SQLite as this package's own, by their code."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _ours(url, error.orig) from error
+    except sqlite3.Error as error:
+        raise _ours(url, error) from error
+
+
+def _ours(url: str, error: BaseException | None) -> Exception:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    text = f"store {url}: {error}"
+    if code in _TRANSIENT:
+        return TransientError(f"{text} ({_TRANSIENT[code]})")
+    if code in _MISCONFIGURED:
+        return MisconfiguredError(f"{text}; {_MISCONFIGURED[code]}")
+    if code in _REJECTED:
+        return RejectedError(str(error))
+    if "no such table" in str(error) or "no such column" in str(error):
+        return MisconfiguredError(f"{text}; another program changed the schema: restore a backup")
+    return RuntimeError(f"{text} ({type(error).__name__}, nobody expected it here)")
+
+
+def _path(url: str) -> Path:
+    named = url.removeprefix("sqlite:///")
+    if named == url or not named:
+        raise MisconfiguredError(
+            f"store {url}: no path; use sqlite:///relative.db or sqlite:////absolute/path.db"
+        )
+    if named == ":memory:" or "?" in named:
+        raise MisconfiguredError(
+            f"store {url}: it takes a path and no options; for a store in memory use memory://"
+        )
+    path = Path(named).absolute()
+    if problem := _problem(path):
+        raise MisconfiguredError(f"store {url}: {problem}")
+    return path
+
+
+def _problem(path: Path) -> str | None:
+    if path.is_dir():
+        return f"{path} is a directory; add the name of a file"
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}; make it, or name another path"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return f"this user may not write into {path.parent}, where SQLite keeps its log beside it"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return f"this user may not read and write {path}; change its permissions"
+    return None
+
+
+def _set_synchronous(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+async def _prepared(engine: AsyncEngine, url: str) -> str:
+    """Bring the schema up to date and give the store's id; others may do so at the same time."""
+    deadline = asyncio.get_running_loop().time() + BUSY_TIMEOUT
+    while True:
+        try:
+            with translated(url):
+                return await _prepare(engine, url)
+        except TransientError:  # SQLite does not wait by itself while a file becomes WAL
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - not a secret
+
+
+async def _prepare(engine: AsyncEngine, url: str) -> str:
+    async with engine.connect() as connection:
+        revision = await _revision(connection, url)
+        await _use_wal(connection, url)
+        if revision != HEAD:
+            await _migrate(connection, url)
+        return str((await connection.exec_driver_sql("SELECT id FROM store")).scalar_one())
+
+
+async def _revision(connection: AsyncConnection, url: str) -> str | None:
+    """Give the schema's revision, None for an empty file; refuse other programs' files."""
+    found = await connection.exec_driver_sql("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    tables = sorted(found.scalars())
+    if not tables:
+        return None
+    if "alembic_version" in tables and "store" in tables:
+        found = await connection.exec_driver_sql("SELECT version_num FROM alembic_version")
+        return str(found.scalar_one())
+    raise MisconfiguredError(
+        f"store {url}: the file holds another program's tables ({', '.join(tables)});"
+        " name another path"
+    )
+
+
+async def _use_wal(connection: AsyncConnection, url: str) -> None:
+    mode = (await connection.exec_driver_sql("PRAGMA journal_mode = WAL")).scalar_one()
+    if mode != "wal":
+        raise MisconfiguredError(
+            f"store {url}: the file system allows no write-ahead log (journal mode {mode});"
+            " name a path on a local disk"
+        )
+
+
+async def _migrate(connection: AsyncConnection, url: str) -> None:
+    # A third of a second to import, and needed once in a file's life.
+    from worker.stores.migrations.upgrade import UnknownRevisionError, upgrade  # noqa: PLC0415
+
+    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+    revision = await _revision(connection, url)  # another process may have migrated it meanwhile
+    try:
+        await connection.run_sync(upgrade)
+    except UnknownRevisionError as error:
+        raise MisconfiguredError(
+            f"store {url}: its schema {revision} is unknown to this release, which knows those up"
+            f" to {HEAD}: install the release that wrote it, or a newer one"
+        ) from error
+    await connection.commit()
