@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -48,6 +49,10 @@ POM = f"""\
     </dependency>
   </dependencies>
 </project>
+"""
+REMOVE_CONTAINER = """
+import docker, sys
+docker.from_env().containers.get(sys.argv[1]).remove(force=True, v=True)
 """
 COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 
@@ -113,8 +118,8 @@ class Broker(ABC):
         self._launch()
         while self.log().count(STARTED) == starts:
             if not self._alive() or time.monotonic() > deadline:
-                tail = "\n".join(self.log().splitlines()[-25:])
-                raise NoBrokerError(f"Kafka did not start; its log ends:\n{tail}")
+                tail = self.log().splitlines()[-25:] or ["(nothing)"]
+                raise NoBrokerError(f"Kafka did not start: {tail[-1]}\n" + "\n".join(tail))
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -296,7 +301,9 @@ class DockerBroker(Broker):
             container.with_env(name, value)
         testcontainers_config.ryuk_disabled = True  # the leash needs no second image
         self._container = container.start().get_wrapped_container()
-        self._leash = leash('docker rm -fv "$1"', self._container.id)
+        self._leash = leash(
+            '"$1" -c "$2" "$3"', sys.executable, REMOVE_CONTAINER, self._container.id
+        )
 
     def _environment(self) -> dict[str, str]:
         configuration = self._configuration(bind="0.0.0.0", data="/tmp/kafka-data")  # noqa: S104  a container's own network

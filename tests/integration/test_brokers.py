@@ -1,11 +1,16 @@
 """The test tools themselves: brokers that really stop, freeze and come back with their data."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 
 import pytest
 from aiokafka.errors import KafkaError
 
-from tests.brokers import Broker
+from tests.brokers import Broker, BrokerFactory, NoBrokerError
+from tests.conftest import ENVIRON
+from tests.eventually import eventually
 from tests.kafka import Kafka, Record, Topics
 
 HELLO = Record(value=b"hello", key=b"k", headers=(("h", b"1"),), partition=2, timestamp=1_700_000)
@@ -34,3 +39,65 @@ async def test_an_own_broker_comes_back_on_its_port_with_its_data(
         await kafka.end_offsets(topics.source)
     await asyncio.to_thread(own_broker.start)
     assert [one.value for one in await kafka.read_all(topics.source)] == [HELLO.value]
+
+
+async def test_a_frozen_broker_answers_again_once_it_goes_on(own_broker: Broker) -> None:
+    kafka, topics = Kafka(own_broker.bootstrap), Topics.unique()
+    await kafka.create(topics)
+    await asyncio.to_thread(own_broker.pause)
+    question = asyncio.create_task(kafka.end_offsets(topics.source))
+    answered, _ = await asyncio.wait([question], timeout=1)
+    assert not answered
+    await asyncio.to_thread(own_broker.resume)
+    assert await question == dict.fromkeys(range(4), 0)
+
+
+async def test_a_frozen_broker_can_be_killed_and_started_again(own_broker: Broker) -> None:
+    await asyncio.to_thread(own_broker.pause)
+    await asyncio.to_thread(own_broker.kill)
+    await asyncio.to_thread(own_broker.start)
+    await Kafka(own_broker.bootstrap).create(Topics.unique())
+
+
+def test_a_broker_that_does_not_start_shows_the_end_of_its_log(brokers: BrokerFactory) -> None:
+    with (
+        brokers(properties={"num.network.threads": "none"}) as broker,
+        pytest.raises(NoBrokerError, match="none"),
+    ):
+        broker.start()
+
+
+KILLED_WITH_A_BROKER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from tests.brokers import find_brokers
+broker = find_brokers(os.environ, print)()
+broker.start()
+print(broker.bootstrap, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_broker_ends_with_the_process_that_started_it(
+    pytestconfig: pytest.Config, brokers: BrokerFactory
+) -> None:
+    started = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", KILLED_WITH_A_BROKER, str(pytestconfig.rootpath)],
+        env=pytestconfig.stash[ENVIRON],  # the same way to a broker as this session
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert started.returncode == -signal.SIGKILL
+    host, _, port = started.stdout.split()[-1].rpartition(":")
+
+    async def is_gone() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return True
+        writer.close()
+        return False
+
+    await eventually(is_gone)
