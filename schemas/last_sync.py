@@ -1,7 +1,7 @@
 """The last-sync stats of a connector, and how a sync job's record becomes them."""
 
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 from pydantic_core import SchemaSerializer, core_schema
@@ -23,13 +23,16 @@ from schemas.scalars import (
 
 __all__ = [
     "ERROR_FIELDS",
+    "JOB_TIMES",
     "LAST_SYNC_FIELDS",
+    "LAST_SYNC_TIMES",
     "TERMINAL",
     "ConnectorSyncStatus",
     "LastSync",
     "SyncJob",
-    "derived",
-    "normalised",
+    "job_fields",
+    "payload_fields",
+    "time_text",
 ]
 
 MAX_ERROR_BYTES = 32_766  # longer text makes Elasticsearch refuse the write
@@ -37,6 +40,16 @@ CUT = "… [cut]"
 UNKNOWN_ERROR = "unknown error"
 TERMINAL = frozenset({"completed", "error", "canceled"})
 
+FAMILIES = {
+    "full": ("last_sync", "last_sync_scheduled_at"),
+    "incremental": ("last_sync", "last_incremental_sync_scheduled_at"),
+    "access_control": (
+        "last_access_control_sync",
+        "last_access_control_sync_scheduled_at",
+    ),
+}
+
+_FULL_LENGTH = len("2024-11-09T15:13:08.231000Z")
 _text_of = SchemaSerializer(core_schema.datetime_schema()).to_python
 
 
@@ -76,71 +89,60 @@ class LastSync(BaseModel):
 
     @classmethod
     def from_job(cls, job: SyncJob, occurred_at: datetime) -> Self:
-        return cls(**derived(job, occurred_at))
+        return cls.model_validate(job_fields(job, occurred_at))
 
 
 LAST_SYNC_FIELDS: tuple[str, ...] = tuple(sorted(LastSync.model_fields))
+LAST_SYNC_TIMES = tuple(n for n in LAST_SYNC_FIELDS if n == "last_synced" or n.endswith("_at"))
+JOB_TIMES = ("scheduled_at", "started_at", "completed_at")
 ERROR_FIELDS = frozenset({"last_access_control_sync_error", "last_sync_error"})
 
 
-def derived(job: SyncJob, occurred_at: datetime) -> dict[str, Any]:
-    """Give the fields that this job's record sets, by its type and status."""
-    fields = _access_control(job) if job.job_type == "access_control" else _content(job)
-    if job.status == "completed":
-        fields["last_synced"] = job.completed_at or occurred_at
+def job_fields(job: SyncJob, occurred_at: datetime) -> dict[str, JsonValue]:
+    """Give the fields that this job's record sets, ready for JSON."""
+    status = job.status
+    error = job.error or (UNKNOWN_ERROR if status == "error" else None)
+    family, scheduled_at = FAMILIES[job.job_type]
+    fields: dict[str, JsonValue] = {f"{family}_error": cut(error), f"{family}_status": status}
+    if job.scheduled_at is not None:
+        fields[scheduled_at] = time_text(job.scheduled_at)
+    if status == "completed":
+        fields["last_synced"] = time_text(job.completed_at or occurred_at)
+    if job.job_type != "access_control" and status in TERMINAL:
+        _add_content(job, fields)
     return fields
 
 
-def _access_control(job: SyncJob) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "last_access_control_sync_error": _error(job),
-        "last_access_control_sync_status": job.status,
-    }
-    if job.scheduled_at is not None:
-        fields["last_access_control_sync_scheduled_at"] = job.scheduled_at
-    return fields
-
-
-def _content(job: SyncJob) -> dict[str, Any]:
-    fields: dict[str, Any] = {"last_sync_error": _error(job), "last_sync_status": job.status}
-    if job.scheduled_at is not None:
-        incremental = job.job_type == "incremental"
-        name = "last_incremental_sync_scheduled_at" if incremental else "last_sync_scheduled_at"
-        fields[name] = job.scheduled_at
-    if job.status in TERMINAL:
-        if job.indexed_document_count is not None:
-            fields["last_indexed_document_count"] = job.indexed_document_count
-        if job.deleted_document_count is not None:
-            fields["last_deleted_document_count"] = job.deleted_document_count
-    if job.status == "completed" and job.sync_cursor is not None:
+def _add_content(job: SyncJob, fields: dict[str, JsonValue]) -> None:
+    if job.indexed_document_count is not None:
+        fields["last_indexed_document_count"] = job.indexed_document_count
+    if job.deleted_document_count is not None:
+        fields["last_deleted_document_count"] = job.deleted_document_count
+    if job.sync_cursor is not None and job.status == "completed":
         fields["sync_cursor"] = job.sync_cursor
-    return fields
 
 
-def _error(job: SyncJob) -> str | None:
-    if job.error:
-        return job.error
-    return UNKNOWN_ERROR if job.status == "error" else None
-
-
-def normalised(fields: dict[str, Any]) -> dict[str, JsonValue]:
-    """Make the fields ready for JSON: times as UTC text, long errors cut."""
+def payload_fields(payload: LastSync) -> dict[str, JsonValue]:
+    """Give the fields that a payload sets, ready for JSON: times as UTC text, long errors cut."""
+    fields = {name: payload.__dict__[name] for name in payload.model_fields_set}
     for name, value in fields.items():
-        if isinstance(value, datetime):
+        if name in ERROR_FIELDS:
+            fields[name] = cut(value)
+        elif name in LAST_SYNC_TIMES:
             fields[name] = time_text(value)
-    for name in ERROR_FIELDS & fields.keys():
-        fields[name] = cut(fields[name])
     return fields
 
 
 def time_text(moment: datetime) -> str:
+    """Write a time as UTC with six digits of fraction: `2024-11-09T15:13:08.231000Z`."""
     text: str = _text_of(moment, mode="json")
-    if len(text) == len("2024-11-09T15:13:08.231000Z"):
-        return text
+    if text[-1] == "Z":
+        return text if len(text) == _FULL_LENGTH else f"{text[:-1]}.000000Z"
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def cut(text: str | None) -> str | None:
+    """Shorten an error to what Elasticsearch can index, on a character's boundary."""
     if text is None or len(text) * 4 <= MAX_ERROR_BYTES:
         return text
     encoded = text.encode()

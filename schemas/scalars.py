@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from operator import methodcaller
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
 from pydantic_core import CoreSchema, core_schema
+
+from schemas.reasons import REASONS
 
 ConnectorSyncStatus = Literal[
     "canceling", "canceled", "completed", "error", "in_progress", "pending", "suspended"
@@ -20,13 +21,16 @@ JOB_TYPES: tuple[str, ...] = get_args(JobType)
 MAX_COUNT = 2**63 - 1
 MAX_ID_BYTES = 512
 
-# Everything the calendar cannot refuse: pydantic's own parser also takes a space, or seconds alone.
-_RFC3339 = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
-    r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})$"
+# Most times end in Z: `datetime.fromisoformat` is the fastest way there. It knows the calendar but
+# takes more than RFC 3339 does, so the patterns leave it nothing else to decide.
+_DATE_TIME = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
 )
+_IN_UTC = rf"^{_DATE_TIME}Z$"
+_WITH_OFFSET = rf"^{_DATE_TIME}(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$"
 _ASCII_ID = r"^(?:\.*[ -\-/-~][ -~]*|\.{3,})$"
 _ID = r"^(?:\.*[^.\p{Cc}]\P{Cc}*|\.{3,})$"
+_TEXT = r"^[^\x00]*$"
 
 TIME_JSON: dict[str, Any] = {
     "type": "string",
@@ -47,7 +51,7 @@ ID_JSON: dict[str, Any] = {
     "maxLength": MAX_ID_BYTES,
     "pattern": "^(?!\\.{1,2}$)[^\\u0000-\\u001f\\u007f-\\u009f]+$",
 }
-TEXT_JSON: dict[str, Any] = {"type": "string"}
+TEXT_JSON: dict[str, Any] = {"type": "string", "pattern": "^[^\\u0000]*$"}
 OBJECT_JSON: dict[str, Any] = {"type": "object"}
 
 
@@ -68,10 +72,10 @@ class Rule:
 
 
 def _rule(reason: str, core: CoreSchema, json: dict[str, Any]) -> Rule:
+    """Make every failure of `core` one error whose type is the reason code."""
+    fix = REASONS[reason].fix
     return Rule(
-        core_schema.custom_error_schema(
-            core, custom_error_type=reason, custom_error_message=reason
-        ),
+        core_schema.custom_error_schema(core, custom_error_type=reason, custom_error_message=fix),
         json,
     )
 
@@ -81,40 +85,47 @@ def _nullable(rule: Rule) -> Rule:
     return Rule(core_schema.nullable_schema(rule.core), json)
 
 
-def _short(text: str) -> str:
+def _within_bytes(text: str) -> str:
     if len(text.encode()) > MAX_ID_BYTES:
         raise ValueError
     return text
 
 
-_moment = partial(
-    core_schema.datetime_schema,
+def _text(pattern: str, max_length: int | None = None) -> CoreSchema:
+    return core_schema.str_schema(pattern=pattern, max_length=max_length, strict=True)
+
+
+_moment = core_schema.datetime_schema(
     microseconds_precision="truncate",
     tz_constraint="aware",
     ge=datetime.min.replace(tzinfo=UTC),
     le=datetime.max.replace(tzinfo=UTC),
 )
-_time = core_schema.no_info_after_validator_function(
-    methodcaller("astimezone", UTC),
-    core_schema.union_schema(
-        [
-            core_schema.chain_schema(
-                [core_schema.str_schema(pattern=_RFC3339, strict=True), _moment()]
-            ),
-            core_schema.chain_schema([core_schema.is_instance_schema(datetime), _moment()]),
-        ],
-        mode="left_to_right",
-    ),
-)
-_identifier = core_schema.union_schema(
+_time = core_schema.union_schema(
     [
-        core_schema.str_schema(pattern=_ASCII_ID, max_length=MAX_ID_BYTES, strict=True),
+        core_schema.no_info_after_validator_function(datetime.fromisoformat, _text(_IN_UTC)),
         core_schema.no_info_after_validator_function(
-            _short, core_schema.str_schema(pattern=_ID, max_length=MAX_ID_BYTES, strict=True)
+            methodcaller("astimezone", UTC),
+            core_schema.chain_schema(
+                [
+                    core_schema.union_schema(
+                        [_text(_WITH_OFFSET), core_schema.is_instance_schema(datetime)]
+                    ),
+                    _moment,
+                ]
+            ),
         ),
     ],
     mode="left_to_right",
 )
+_identifier = core_schema.union_schema(
+    [
+        _text(_ASCII_ID, MAX_ID_BYTES),
+        core_schema.no_info_after_validator_function(_within_bytes, _text(_ID, MAX_ID_BYTES)),
+    ],
+    mode="left_to_right",
+)
+_object = core_schema.dict_schema(core_schema.str_schema(strict=True), strict=True)
 
 TIME = _rule("invalid_time", _time, TIME_JSON)
 COUNT = _rule("invalid_count", core_schema.int_schema(ge=0, le=MAX_COUNT, strict=True), COUNT_JSON)
@@ -123,12 +134,8 @@ JOB_TYPE = _rule(
     "invalid_job_type", core_schema.literal_schema(list(JOB_TYPES)), {"enum": list(JOB_TYPES)}
 )
 ID = _rule("invalid_id", _identifier, ID_JSON)
-TEXT = _rule("invalid_text", core_schema.str_schema(strict=True), TEXT_JSON)
-OBJECT = _rule(
-    "invalid_cursor",
-    core_schema.dict_schema(core_schema.str_schema(strict=True), strict=True),
-    OBJECT_JSON,
-)
+TEXT = _rule("invalid_text", _text(_TEXT), TEXT_JSON)
+OBJECT = _rule("invalid_cursor", _object, OBJECT_JSON)
 
 Time = Annotated[datetime, TIME]
 Identifier = Annotated[str, ID]
