@@ -1,0 +1,69 @@
+# `make` lists the targets. Everything is installed into .venv, from lock files with hashes.
+PYTHON ?= python3
+UV ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+# Settings of a person's pip that would change what is installed, or where.
+PIP := env -u PIP_FIND_LINKS -u PIP_NO_BINARY -u PIP_CONSTRAINT -u PIP_REQUIREMENT -u PIP_USER \
+	-u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_REQUIRE_HASHES -u PYTHONPATH -u PYTHONHOME \
+	$(BIN)/python -m pip --disable-pip-version-check --no-input
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow lint format bench docs lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/demo.stamp  ## the whole story in seconds, with an embedded broker and store
+	$(BIN)/last-sync demo
+
+test: $(VENV)/dev.stamp  ## the tests, on a real Kafka (minutes)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/dev.stamp  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+lint: $(VENV)/dev.stamp  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp  ## lay the code out
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/dev.stamp  ## drain 100,000 events beside a loop that only fetches and validates
+	$(BIN)/python -m benchmarks.drain
+
+docs: $(VENV)/dev.stamp  ## write the generated documents again
+	$(BIN)/python -m docs.generate
+
+# Without constraints of each other the three could drift apart; the widest decides.
+lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer versions); needs uv
+	$(COMPILE) pyproject.toml requirements/build.in --extra demo --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra demo -c requirements/dev.txt -o requirements/demo.txt
+	$(COMPILE) pyproject.toml requirements/build.in -c requirements/dev.txt -o requirements/base.txt
+
+clean:  ## forget the virtual environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "last-sync needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+			"name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# What tests and benchmarks need holds all that the demo needs.
+$(VENV)/demo.stamp: requirements/demo.txt pyproject.toml | $(BIN)/python
+	@if [ -e $(VENV)/dev.stamp ]; then $(MAKE) --no-print-directory $(VENV)/dev.stamp; else \
+		$(PIP) install --quiet --require-hashes -r requirements/demo.txt && \
+		$(PIP) install --quiet --no-deps --no-build-isolation -e .; fi
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
