@@ -8,7 +8,12 @@ class LastSyncError(Exception):
 
 
 class TransientError(LastSyncError):
-    """The broker or the store is away for now: hold what is in hand and try again."""
+    """The broker or the store is away for now: hold what is in hand and try again.
+
+    Before there is anything in hand it ends the command, like every other failure to start.
+    """
+
+    exit_code = 3
 
 
 class MisconfiguredError(LastSyncError):

@@ -92,56 +92,59 @@ def fold(state: State | None, updates: Iterable[Update]) -> tuple[State | None, 
 
     The state comes back as the same object when no update won anything.
     """
-    if state is None or state.deleted:
-        return state, [CONNECTOR_NOT_FOUND for _ in updates]
-    fields: dict[str, JsonValue] = dict(state.fields)
-    stamps: dict[str, Stamp] = dict(state.stamps)
-    outcomes = [_merge(fields, stamps, update) for update in updates]
-    if any(outcome.name == "applied" for outcome in outcomes):
-        return State(fields=fields, stamps=stamps), outcomes
+    outcomes = []
+    for update in updates:
+        state, outcome = merge(state, update)
+        outcomes.append(outcome)
     return state, outcomes
 
 
-def _merge(fields: dict[str, JsonValue], stamps: dict[str, Stamp], update: Update) -> Outcome:
-    stamp = update.stamp
-    name: Literal["applied", "duplicate", "superseded"] = "superseded"
-    reused = False
-    for field, value in update.fields.items():
-        held = stamps.get(field)
-        if held is None or held < stamp:
-            fields[field] = value
-            stamps[field] = stamp
-            name = "applied"
-        elif held == stamp and name == "superseded":
-            name = "duplicate"
-        if held is not None and held[2] == stamp[2] and held[3] != stamp[3]:
-            reused = True
-    return Outcome(name, reused=True) if reused else _OUTCOMES[name]
-
-
-_OUTCOMES = {"applied": APPLIED, "duplicate": DUPLICATE, "superseded": SUPERSEDED}
-
-
 def fold_batch(
-    states: Mapping[str, State], updates: Sequence[Update]
+    states: Mapping[str, State], updates: Iterable[Update]
 ) -> tuple[dict[str, State], list[Outcome]]:
-    """Merge a batch of any connectors into their states.
+    """Merge updates of any connectors, in their order, into the connectors' states.
 
-    Gives the states that changed, by connector id, and the outcomes in the order of `updates`.
+    Gives the states that changed, by connector id, and the outcome of each update.
     """
-    positions: dict[str, list[int]] = {}
-    for position, update in enumerate(updates):
-        positions.setdefault(update.connector_id, []).append(position)
     changed: dict[str, State] = {}
-    outcomes = [CONNECTOR_NOT_FOUND] * len(updates)
-    for connector_id, places in positions.items():
-        before = states.get(connector_id)
-        after, results = fold(before, [updates[place] for place in places])
+    outcomes = []
+    for update in updates:
+        connector_id = update.connector_id
+        before = changed.get(connector_id) or states.get(connector_id)
+        after, outcome = merge(before, update)
         if after is not None and after is not before:
             changed[connector_id] = after
-        for place, outcome in zip(places, results, strict=True):
-            outcomes[place] = outcome
+        outcomes.append(outcome)
     return changed, outcomes
+
+
+def merge(state: State | None, update: Update) -> tuple[State | None, Outcome]:
+    """Let the update win the fields that it may; a state that it does not change stays itself."""
+    if state is None or state.deleted:
+        return state, CONNECTOR_NOT_FOUND
+    stamp = update.stamp
+    wins = equal = reused = False
+    won = []
+    seen: Stamp | Literal["none"] | None = "none"
+    for field in update.fields:
+        held = state.stamps.get(field)
+        if held is not seen:  # most fields share one stamp: compare it once
+            seen = held
+            wins = held is None or held < stamp
+            if held is not None:
+                equal = equal or held == stamp
+                reused = reused or (held[2] == stamp[2] and held[3] != stamp[3])
+        if wins:
+            won.append(field)
+    if not won:
+        outcome = DUPLICATE if equal else SUPERSEDED
+        return state, replace(outcome, reused=True) if reused else outcome
+    gained = {field: update.fields[field] for field in won}
+    after = State(
+        fields={**state.fields, **gained},
+        stamps={**state.stamps, **dict.fromkeys(won, stamp)},
+    )
+    return after, replace(APPLIED, reused=True) if reused else APPLIED
 
 
 def registered(state: State | None) -> State:

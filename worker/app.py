@@ -1,0 +1,226 @@
+"""The only composition root: settings in, running parts out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+from worker import consumer, kafka, topics
+from worker.breaker import Breaker
+from worker.dead_letters import DeadLetterTopic
+from worker.errors import LastSyncError
+from worker.pipeline import Origin
+from worker.settings import Settings
+from worker.signals import stopping
+from worker.stores import Connector, open_store
+from worker.topics import Verdict
+from worker.watchdog import Watchdog
+
+Message = tuple[bytes | None, bytes, Sequence[tuple[str, bytes]]]  # key, value, headers
+
+log = structlog.get_logger(__name__)
+
+COORDINATOR_RETRY = 0.2  # seconds
+PUBLISH_TIMEOUT = 30.0  # seconds
+JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
+CLEANUP_TIMEOUT = 5.0  # seconds
+KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
+
+
+async def run(settings: Settings, *, drain: bool = False, topics_checked: bool = True) -> None:
+    """Run the worker until it is told to stop, or has drained the topic.
+
+    `topics_checked=False` is for brokers that cannot describe their topics (the demo's).
+    """
+    with stopping() as stop, Watchdog(settings.watchdog_seconds) as watchdog:
+        work = asyncio.create_task(
+            _work(settings, stop, watchdog, drain=drain, topics_checked=topics_checked),
+            name="worker",
+        )
+        wish = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({work, wish}, return_when=asyncio.FIRST_COMPLETED)
+        wish.cancel()
+        if not work.done():
+            await asyncio.wait({work}, timeout=settings.shutdown_seconds)
+        if not work.done():
+            log.warning("worker.cut_short", text="the batch in hand stays uncommitted")
+            work.cancel()
+            await asyncio.wait({work}, timeout=CLEANUP_TIMEOUT)
+        if work.done() and not work.cancelled():
+            work.result()
+        log.info("worker.stopped")
+
+
+async def _work(
+    settings: Settings,
+    stop: asyncio.Event,
+    watchdog: Watchdog,
+    *,
+    drain: bool,
+    topics_checked: bool,
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(settings.required_store_url()))
+        max_bytes = KAFKA_DEFAULT_BYTES + topics.HEADROOM
+        if topics_checked:
+            async with kafka.admin(settings) as admin:
+                found = topics.required(await topics.describe(admin, settings), settings)
+            max_bytes = found.dead_letter_bytes
+        letters = await stack.enter_async_context(DeadLetterTopic.opened(settings, max_bytes))
+        client = AIOKafkaConsumer(
+            group_id=settings.kafka_group_id,
+            **kafka.client_options(settings),
+            **consumer.client_options(settings.kafka_session_timeout_ms),
+        )
+        loop = consumer.Consumer(
+            client=client,
+            origin=Origin(group=settings.kafka_group_id, store=store.store_id),
+            store=store,
+            letters=letters,
+            breaker=Breaker(
+                window=settings.flood_window,
+                minimum=settings.flood_minimum,
+                share=settings.flood_share,
+            ),
+            # no more letters at once than the breaker looks at
+            batch_size=min(settings.batch_size, settings.flood_window),
+            session_timeout=settings.kafka_session_timeout_ms / 1000,
+            watchdog=watchdog,
+            stalled_after=settings.watchdog_seconds,
+            stop=stop,
+        )
+        client.subscribe([settings.kafka_topic], listener=loop)
+        await kafka.start(client, settings, timeout=JOIN_TIMEOUT)
+        stack.push_async_callback(kafka.stop, client)
+        log.info(
+            "worker.started",
+            topic=settings.kafka_topic,
+            group=settings.kafka_group_id,
+            store=store.store_id,
+        )
+        await loop.run(await _drain(stack, settings, client) if drain else None)
+
+
+async def _drain(
+    stack: AsyncExitStack, settings: Settings, client: AIOKafkaConsumer
+) -> consumer.Drain:
+    topic = settings.kafka_topic
+    admin = await stack.enter_async_context(kafka.admin(settings))
+    with kafka.translated(f"asking for the end of {topic}"):
+        async with asyncio.timeout(kafka.CONNECT_TIMEOUT):
+            partitions = client.partitions_for_topic(topic) or ()
+            ends = await client.end_offsets([TopicPartition(topic, n) for n in partitions])
+
+    async def group_offsets() -> Mapping[TopicPartition, int]:
+        return await _group_offsets(admin, settings)
+
+    return consumer.Drain(ends=ends, group_offsets=group_offsets)
+
+
+async def _group_offsets(
+    admin: AIOKafkaAdminClient, settings: Settings
+) -> Mapping[TopicPartition, int]:
+    while True:
+        try:
+            found = await admin.list_consumer_group_offsets(settings.kafka_group_id)
+            break
+        except GroupCoordinatorNotAvailableError:  # of a cluster that has had no group yet
+            await asyncio.sleep(COORDINATOR_RETRY)
+    return {tp: committed.offset for tp, committed in found.items()}
+
+
+async def check(settings: Settings) -> list[Verdict]:
+    """Everything that `run` needs, each with a verdict; changes nothing but an empty store."""
+    return [
+        Verdict(name="settings", ok=True, text="understood"),
+        *await _check_kafka(settings),
+        await _check_store(settings),
+    ]
+
+
+async def _check_kafka(settings: Settings) -> list[Verdict]:
+    try:
+        async with kafka.admin(settings) as admin:
+            reached = Verdict(
+                name="broker", ok=True, text=f"reached {settings.kafka_bootstrap_servers}"
+            )
+            found = topics.verdicts(await topics.describe(admin, settings), settings)
+            return [reached, *found, await _check_group(admin, settings)]
+    except LastSyncError as error:
+        return [Verdict(name="broker", ok=False, text=str(error))]
+
+
+async def _check_group(admin: AIOKafkaAdminClient, settings: Settings) -> Verdict:
+    try:
+        with kafka.translated(f"using the group {settings.kafka_group_id}"):
+            async with asyncio.timeout(kafka.CONNECT_TIMEOUT):
+                offsets = await _group_offsets(admin, settings)
+    except LastSyncError as error:
+        return Verdict(name="group", ok=False, text=str(error))
+    text = f"group {settings.kafka_group_id} has committed offsets of {len(offsets)} partitions"
+    return Verdict(name="group", ok=True, text=text)
+
+
+async def _check_store(settings: Settings) -> Verdict:
+    try:
+        async with open_store(settings.required_store_url()) as store:
+            return Verdict(name="store", ok=True, text=await store.describe())
+    except LastSyncError as error:
+        return Verdict(name="store", ok=False, text=str(error))
+
+
+async def check_topics(settings: Settings) -> list[Verdict]:
+    async with kafka.admin(settings) as admin:
+        return topics.verdicts(await topics.describe(admin, settings), settings)
+
+
+async def create_topics(
+    settings: Settings, *, partitions: int | None, replication_factor: int | None
+) -> list[str]:
+    async with kafka.admin(settings) as admin:
+        return await topics.create(
+            admin, settings, partitions=partitions, replication_factor=replication_factor
+        )
+
+
+async def publish(settings: Settings, messages: Iterable[Message]) -> int:
+    """Send the messages, and return how many the brokers have acknowledged: all of them."""
+    async with kafka.admin(settings) as admin:
+        topics.required_source(await topics.describe(admin, settings), settings)
+    producer = AIOKafkaProducer(
+        **kafka.client_options(settings), acks="all", linger_ms=5, max_batch_size=131_072
+    )
+    async with kafka.started(producer, settings):
+        with kafka.translated(f"publishing to {settings.kafka_topic}"):
+            async with asyncio.timeout(PUBLISH_TIMEOUT):
+                sent = [
+                    await producer.send(settings.kafka_topic, value, key=key, headers=[*headers])
+                    for key, value, headers in messages
+                ]
+                await asyncio.gather(*sent)
+    return len(sent)
+
+
+async def add_connectors(settings: Settings, ids: Sequence[str]) -> list[bool]:
+    async with open_store(settings.required_store_url()) as store:
+        return await store.add(ids)
+
+
+async def delete_connectors(settings: Settings, ids: Sequence[str]) -> list[bool]:
+    async with open_store(settings.required_store_url()) as store:
+        return await store.delete(ids)
+
+
+async def connector(settings: Settings, connector_id: str) -> Connector | None:
+    async with open_store(settings.required_store_url()) as store:
+        return await store.get(connector_id)
+
+
+async def connectors(settings: Settings) -> AsyncIterator[Connector]:
+    async with open_store(settings.required_store_url()) as store:
+        async for found in store.connectors():
+            yield found

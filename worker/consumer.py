@@ -1,0 +1,458 @@
+"""The loop: poll, apply, write dead letters, commit; hold while the broker or the store is away.
+
+docs/delivery.md walks through each point at which it can be interrupted.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+
+from schemas.dead_letter import DeadLetter
+from schemas.sync_finished import Invalid
+from worker import kafka, pipeline
+from worker.breaker import Breaker
+from worker.errors import OffsetsLostError, StalledError, TransientError
+from worker.merge import Update
+from worker.pipeline import Origin, Verdict
+from worker.retry import backoff
+from worker.settings import variable
+from worker.stores.base import ConnectorStore
+from worker.watchdog import Watchdog
+
+log = structlog.get_logger(__name__)
+
+POLL = 0.5  # seconds that one poll waits for records
+SLOW = 1.0  # seconds after which a batch in flight counts as held and polling goes on without it
+COMMIT_TIMEOUT = 10.0  # seconds
+REQUEST_TIMEOUT = 5.0  # seconds
+LOOK_AROUND = 5.0  # seconds between looks at the end of the topic
+DRAIN_CHECK = 0.3  # seconds between looks at the group's committed offsets
+REBALANCE_TIMEOUT = 20.0  # seconds; below request_timeout_ms (40 s), or rejoin storms follow
+HEARTBEATS_PER_SESSION = 3
+STEPS = ("decode", "store", "dead_letters", "commit")
+
+
+class Letters(Protocol):
+    """Where dead letters go; returns when every one is acknowledged."""
+
+    async def publish(self, letters: Sequence[DeadLetter]) -> None: ...
+
+
+class FloodError(TransientError):
+    """Too many connectors would be dead-lettered at once."""
+
+
+class _Abandoned(Exception):  # noqa: N818 - not an error: the batch will be delivered again
+    """The worker stops while it holds a batch."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Records in hand, and how far they have come."""
+
+    records: list[ConsumerRecord]
+    offsets: dict[TopicPartition, int]  # to commit: the next to read
+    reads: list[Update | Invalid] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    @classmethod
+    def of(cls, polled: Mapping[TopicPartition, list[ConsumerRecord]]) -> "Batch":
+        return cls(
+            records=[record for records in polled.values() for record in records],
+            offsets={tp: records[-1].offset + 1 for tp, records in polled.items()},
+        )
+
+    @property
+    def failures(self) -> list[int]:
+        """Indexes of the records that would be dead-lettered."""
+        return [i for i, verdict in enumerate(self.verdicts) if pipeline.failed(verdict)]
+
+
+@dataclass(slots=True, kw_only=True)
+class Drain:
+    """Done when the group has committed up to the ends that the topic had at the start."""
+
+    ends: Mapping[TopicPartition, int]
+    group_offsets: Callable[[], Awaitable[Mapping[TopicPartition, int]]]
+    _asked: float = 0.0
+
+    async def done(self) -> bool:
+        """Ask the broker, now and then: other members of the group work on their partitions."""
+        if time.monotonic() - self._asked < DRAIN_CHECK:
+            return False
+        self._asked = time.monotonic()
+        try:
+            with kafka.translated("asking for the group's offsets"):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    committed = await self.group_offsets()
+        except TransientError as error:
+            log.warning("drain.held", waiting_for=str(error))
+            return False
+        return all(committed.get(tp, 0) >= end for tp, end in self.ends.items())
+
+
+def client_options(session_timeout_ms: int) -> dict[str, object]:
+    """How the loop wants its aiokafka consumer."""
+    return {
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",  # a reset is decided here, where loss can be told apart
+        "isolation_level": "read_committed",
+        "partition_assignment_strategy": (RoundRobinPartitionAssignor,),  # two hang start()
+        "rebalance_timeout_ms": int(REBALANCE_TIMEOUT * 1000),
+        "session_timeout_ms": session_timeout_ms,
+        "heartbeat_interval_ms": session_timeout_ms // HEARTBEATS_PER_SESSION,
+    }
+
+
+class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """One member of the group, from its first assignment until it is stopped."""
+
+    def __init__(
+        self,
+        *,
+        client: AIOKafkaConsumer,
+        origin: Origin,
+        store: ConnectorStore,
+        letters: Letters,
+        breaker: Breaker,
+        batch_size: int,
+        session_timeout: float,
+        watchdog: Watchdog,
+        stalled_after: float,
+        stop: asyncio.Event,
+    ) -> None:
+        self._client = client
+        self._origin = origin
+        self._store = store
+        self._letters = letters
+        self._breaker = breaker
+        self._batch_size = batch_size
+        # What a revocation may take: the broker learns of its end by the next heartbeat.
+        self._revoke_budget = REBALANCE_TIMEOUT - session_timeout / HEARTBEATS_PER_SESSION - 1
+        self._watchdog = watchdog
+        self._stalled_after = stalled_after
+        self._stop = stop
+        self._work: asyncio.Task[None] | None = None
+        self._held: str | None = None
+        self._abandoned = False
+        self._committed: dict[TopicPartition, int] = {}
+        self._looked = self._progressed = time.monotonic()
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What the worker holds for, in words."""
+        return self._held
+
+    async def run(self, drain: Drain | None = None) -> None:
+        """Work until `stop` is set, or until what there was to drain is done."""
+        while not self._stop.is_set():
+            polled = await self._poll()
+            self._watchdog.step()
+            if polled:
+                await self._see_through(Batch.of(polled))
+            if not polled or time.monotonic() - self._looked > LOOK_AROUND:
+                await self._look_around()
+            if drain is not None and await drain.done():
+                return
+
+    # --- reading -----------------------------------------------------------------------------
+
+    async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
+        try:
+            with kafka.translated("reading records"):
+                polled: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
+                    timeout_ms=int(POLL * 1000), max_records=self._batch_size
+                )
+        except NoOffsetForPartitionError as error:
+            await self._begin(error.args[0])
+        except OffsetOutOfRangeError as error:
+            raise await self._lost(error.args[0]) from None
+        except TransientError as error:
+            log.warning("poll.failed", error=str(error))
+            await self._pause_for(POLL)
+        else:
+            return polled
+        return {}
+
+    async def _begin(self, tp: TopicPartition) -> None:
+        """A group that never committed here starts at the beginning."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._client.seek_to_beginning(tp)
+        except (KafkaError, TimeoutError) as error:
+            log.warning("poll.failed", error=kafka.describe(error))
+
+    async def _lost(self, wanted: Mapping[TopicPartition, int]) -> OffsetsLostError:
+        (tp, offset), *_ = wanted.items()
+        bounds = "unknown bounds"
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                first = await self._client.beginning_offsets([tp])
+                end = await self._client.end_offsets([tp])
+            bounds = f"offsets {first[tp]} to {end[tp]}"
+        except (KafkaError, TimeoutError):
+            pass  # the loss itself is what has to be told
+        return OffsetsLostError(
+            f"offsets lost: group {self._origin.group} wants offset {offset} of {tp.topic} "
+            f"partition {tp.partition}, which has {bounds}: records were deleted before they were "
+            "read, or the topic was made anew. Decide where to go on and set the group's offset "
+            "(kafka-consumer-groups.sh --reset-offsets); the events that are gone have to be "
+            "published again"
+        )
+
+    # --- one batch ---------------------------------------------------------------------------
+
+    async def _see_through(self, batch: Batch) -> None:
+        """Finish the batch, or abandon it uncommitted; keep polling while it takes long."""
+        work = self._work = asyncio.create_task(self._finish(batch), name="batch")
+        try:
+            await asyncio.wait({work}, timeout=SLOW)
+            while not work.done():
+                await self._tick(work)
+        finally:
+            await self._end_work()
+            self._held = None
+            self._progressed = time.monotonic()
+            self._client.resume(*self._client.paused())
+        if work.cancelled():  # by a revocation
+            log.info("batch.abandoned", records=len(batch.records), reason="partitions revoked")
+            return
+        try:
+            work.result()
+        except _Abandoned:
+            self._abandoned = True
+            log.info("batch.abandoned", records=len(batch.records), reason="stopping")
+
+    async def _end_work(self) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.cancel()
+            await asyncio.wait({self._work})
+
+    async def _finish(self, batch: Batch) -> None:
+        await self._until_done("store", lambda: self._classify(batch))
+        letters = self._dead_letters(batch)
+        if letters:
+            await self._until_done("dead letters", lambda: self._publish(batch, letters))
+        self._breaker.passed(self._seen(batch))
+        await self._until_done("commit", lambda: self._commit(batch))
+        self._report(batch)
+
+    async def _until_done(self, step: str, attempt: Callable[[], Awaitable[None]]) -> None:
+        for delay in backoff():
+            try:
+                await attempt()
+            except TransientError as error:
+                self._held = str(error)
+                log.warning(
+                    "batch.held", step=step, waiting_for=str(error), retry_in=round(delay, 2)
+                )
+                await self._pause_for(delay)
+                self._watchdog.step()
+                if self._stop.is_set():
+                    raise _Abandoned from error
+            else:
+                if self._held is not None:
+                    log.info("batch.released", step=step, waited_for=self._held)
+                self._held = None
+                return
+
+    async def _pause_for(self, seconds: float) -> None:
+        """Sleep, but not beyond the wish to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
+
+    async def _tick(self, work: asyncio.Task[None]) -> None:
+        """A member that does not poll is thrown out: poll with everything paused."""
+        self._client.pause(*self._client.assignment())
+        leaked = await self._poll()
+        for tp, records in leaked.items():  # handed out between an assignment and its pause
+            if tp in self._client.assignment():
+                self._client.seek(tp, records[0].offset)
+        self._watchdog.step()
+        await asyncio.wait({work}, timeout=POLL if leaked else 0)
+
+    async def _classify(self, batch: Batch) -> None:
+        """Give every record its verdict; on a repeated attempt only those that had a bad one."""
+        started = time.perf_counter()
+        again = batch.failures if batch.verdicts else range(len(batch.records))
+        now = time.time_ns() // 1000
+        reads = [pipeline.read(batch.records[i], now) for i in again]
+        decoded = time.perf_counter()
+        batch.seconds["decode"] += decoded - started
+        outcomes = iter(await self._store.apply([r for r in reads if isinstance(r, Update)]))
+        verdicts = [r if isinstance(r, Invalid) else next(outcomes) for r in reads]
+        batch.seconds["store"] += time.perf_counter() - decoded
+        if not batch.verdicts:
+            batch.reads, batch.verdicts = reads, verdicts
+        else:
+            for i, read, verdict in zip(again, reads, verdicts, strict=True):
+                batch.reads[i], batch.verdicts[i] = read, verdict
+        self._hold_back_a_flood(batch)
+
+    def _hold_back_a_flood(self, batch: Batch) -> None:
+        if flood := self._breaker.trips(self._seen(batch)):
+            bad, connectors = flood
+            reasons = Counter(pipeline.reason(batch.verdicts[i]) for i in batch.failures)
+            raise FloodError(
+                f"flood breaker: {bad} of the last {connectors} connectors would be dead-lettered "
+                f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common(3))}). "
+                "Is it the right store, are the connectors registered, was a producer released? "
+                "Repair it and the worker goes on by itself; to write the dead letters all the "
+                f"same, restart with {variable('flood_share')}=1"
+            )
+
+    @staticmethod
+    def _seen(batch: Batch) -> list[tuple[str | bytes | None, bool]]:
+        return [
+            (pipeline.subject(record, read), pipeline.failed(verdict))
+            for record, read, verdict in zip(
+                batch.records, batch.reads, batch.verdicts, strict=True
+            )
+        ]
+
+    def _dead_letters(self, batch: Batch) -> list[DeadLetter]:
+        now = datetime.now(UTC)
+        return [
+            pipeline.letter(batch.records[i], batch.reads[i], batch.verdicts[i], self._origin, now)
+            for i in batch.failures
+        ]
+
+    async def _publish(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
+        started = time.perf_counter()
+        await self._letters.publish(letters)
+        batch.seconds["dead_letters"] += time.perf_counter() - started
+        for letter in letters:
+            log.warning(
+                "dead_letter.written",
+                id=letter.id,
+                reason=letter.reason,
+                connector_id=letter.connector_id,
+            )
+
+    async def _commit(self, batch: Batch) -> None:
+        started = time.perf_counter()
+        await self._commit_offsets(batch.offsets)
+        batch.seconds["commit"] += time.perf_counter() - started
+
+    async def _commit_offsets(self, offsets: dict[TopicPartition, int]) -> None:
+        """Commit, or let it go when the partitions are no longer ours: they come again."""
+        try:
+            with kafka.translated("committing offsets"):
+                async with asyncio.timeout(COMMIT_TIMEOUT):
+                    await self._client.commit(offsets)
+        except (CommitFailedError, IllegalStateError) as error:
+            log.warning("commit.dropped", error=kafka.describe(error))
+            return
+        self._committed.update(offsets)
+        self._progressed = time.monotonic()
+        self._watchdog.step()
+
+    def _report(self, batch: Batch) -> None:
+        log.info(
+            "batch.done",
+            records=len(batch.records),
+            **pipeline.counts(batch.verdicts),
+            key_mismatches=sum(map(_key_differs, batch.records, batch.reads)),
+            lag=self._lag(),
+            **{f"{step}_s": round(seconds, 4) for step, seconds in batch.seconds.items()},
+        )
+
+    def _lag(self) -> int:
+        """Records that are known to be in the topic and not committed yet."""
+        return sum(
+            max(0, (self._client.last_stable_offset(tp) or 0) - offset)
+            for tp, offset in self._committed.items()
+            if tp in self._client.assignment()
+        )
+
+    # --- nothing to do -----------------------------------------------------------------------
+
+    async def _look_around(self) -> None:
+        """Commit positions that moved without a record (transaction markers), and look around."""
+        positions = await self._positions()
+        moved = {tp: at for tp, at in positions.items() if self._committed.get(tp) != at}
+        if moved and not self._abandoned:
+            try:
+                await self._commit_offsets(moved)
+            except TransientError as error:
+                log.warning("commit.failed", error=str(error))
+        if time.monotonic() - self._looked > LOOK_AROUND:
+            self._looked = time.monotonic()
+            await self._look_at_the_end(positions)
+
+    async def _positions(self) -> dict[TopicPartition, int]:
+        """Where reading goes on, for the partitions of which that is known by now."""
+        positions = {}
+        for tp in self._client.assignment():
+            try:
+                async with asyncio.timeout(0.1):
+                    positions[tp] = await self._client.position(tp)
+            except (TimeoutError, KafkaError):
+                continue
+        return positions
+
+    async def _look_at_the_end(self, positions: Mapping[TopicPartition, int]) -> None:
+        """A consumer may stay silent after an outage of the whole cluster: notice it."""
+        try:
+            with kafka.translated("asking for the end of the topic"):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    ends = await self._client.end_offsets(list(positions))
+        except (TransientError, IllegalStateError) as error:
+            self._held = str(error)
+            log.warning("poll.held", waiting_for=str(error))
+            return
+        self._held = None
+        behind = sum(max(0, end - positions[tp]) for tp, end in ends.items())
+        silent = time.monotonic() - self._progressed
+        if not behind:
+            self._progressed = time.monotonic()
+        elif silent > self._stalled_after:
+            raise StalledError(
+                f"the topic has {behind} more records, but none arrived for {silent:.0f} s; "
+                "ending the process for a fresh start"
+            )
+
+    # --- rebalancing: called by aiokafka while the loop runs -----------------------------------
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Finish and commit the batch in flight within the budget, or abandon it."""
+        if self._work is not None and not self._work.done():
+            budget = 0 if self._held else self._revoke_budget
+            await asyncio.wait({self._work}, timeout=budget)
+            self._abandoned = not self._work.done()
+            await self._end_work()
+        self._committed.clear()
+        if revoked:
+            log.info("partitions.revoked", partitions=sorted(tp.partition for tp in revoked))
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._abandoned = False
+        self._progressed = time.monotonic()
+        if self._work is not None and not self._work.done():
+            self._client.pause(*assigned)
+        log.info("partitions.assigned", partitions=sorted(tp.partition for tp in assigned))
+
+
+def _key_differs(record: ConsumerRecord, read: Update | Invalid) -> bool:
+    return isinstance(read, Update) and record.key != read.connector_id.encode()

@@ -1,0 +1,83 @@
+"""Writing dead letters: each is acknowledged by the brokers before `publish` returns."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Self
+
+from aiokafka import AIOKafkaProducer
+
+from schemas.dead_letter import DeadLetter
+from worker import kafka
+from worker.errors import TransientError
+from worker.settings import Settings
+
+PUBLISH_TIMEOUT = 10.0  # seconds for all letters of a batch
+REQUEST_OVERHEAD = 4096  # bytes; the client adds a batch's framing to the record before it compares
+
+
+class DeadLetterTopic:
+    """The topic of open letters, keyed by letter id: writing one again changes nothing.
+
+    The producer is not idempotent in Kafka's sense: a repeated letter is harmless by its key,
+    and an idempotent one wedges after a batch that the broker refuses, and hangs without brokers.
+    """
+
+    def __init__(self, settings: Settings, max_bytes: int) -> None:
+        self._settings, self._max_bytes = settings, max_bytes
+        self._producer: AIOKafkaProducer | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings, max_bytes: int) -> AsyncIterator[Self]:
+        topic = cls(settings, max_bytes)
+        topic._producer = await topic._connected()
+        try:
+            yield topic
+        finally:
+            await topic._drop_producer()
+
+    async def publish(self, letters: Sequence[DeadLetter]) -> None:
+        """Write the letters and wait until every one is acknowledged by all replicas in sync.
+
+        Raises TransientError when that takes too long, MisconfiguredError when it is not allowed;
+        the letters may then be written or not, and are to be published again.
+        """
+        try:
+            with kafka.translated(f"writing to {self._settings.dead_letter_topic}"):
+                async with asyncio.timeout(PUBLISH_TIMEOUT):
+                    await self._send(letters)
+        except TransientError:
+            await self._drop_producer()  # after a time-out its buffers cannot be trusted
+            raise
+
+    async def _send(self, letters: Sequence[DeadLetter]) -> None:
+        if self._producer is None:
+            self._producer = await self._connected()
+        topic = self._settings.dead_letter_topic
+        partitions = sorted(await self._producer.partitions_for(topic))
+        sent = []
+        for letter in letters:
+            key, value, headers = letter.to_record(self._max_bytes)
+            partition = partitions[letter.partition % len(partitions)]
+            sent.append(
+                await self._producer.send(
+                    topic, value, key=key, headers=headers, partition=partition
+                )
+            )
+        await asyncio.gather(*sent)
+
+    async def _connected(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **kafka.client_options(self._settings),
+            acks="all",
+            max_request_size=self._max_bytes + REQUEST_OVERHEAD,
+            request_timeout_ms=int(PUBLISH_TIMEOUT * 1000),
+        )
+        await kafka.start(producer, self._settings)
+        return producer
+
+    async def _drop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await kafka.stop(producer)

@@ -1,0 +1,96 @@
+"""Pure steps between the topic and the store: records to updates, verdicts to dead letters."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from schemas.dead_letter import DeadLetter
+from schemas.sync_finished import Invalid, decode
+from worker.merge import Outcome, Update
+
+Headers = Sequence[tuple[str, bytes | None]]
+Verdict = Outcome | Invalid
+
+
+class Record(Protocol):
+    """What is used of a Kafka record."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who failed to apply a record, and against what."""
+
+    group: str
+    store: str
+
+
+def read(record: Record, now: int) -> Update | Invalid:
+    """The update that a record asks for; `now` is in microseconds since the epoch."""
+    event = decode(record.value, record.headers, now=now)
+    return event if isinstance(event, Invalid) else Update.from_event(event)
+
+
+def failed(verdict: Verdict) -> bool:
+    """Whether the record has to become a dead letter."""
+    return isinstance(verdict, Invalid) or verdict.name in ("connector_not_found", "rejected")
+
+
+def name(verdict: Verdict) -> str:
+    return "invalid" if isinstance(verdict, Invalid) else verdict.name
+
+
+def reason(verdict: Verdict) -> str:
+    return verdict.reason if isinstance(verdict, Invalid) else verdict.name
+
+
+def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """How many records had each outcome."""
+    return dict(Counter(map(name, verdicts)))
+
+
+def subject(record: Record, read: Update | Invalid) -> str | bytes | None:
+    """The connector that a record is about: its key, where nothing better is known."""
+    return read.connector_id or record.key
+
+
+def letter(
+    record: Record, read: Update | Invalid, verdict: Verdict, origin: Origin, failed_at: datetime
+) -> DeadLetter:
+    """The work item for a record that cannot be applied as it is."""
+    return DeadLetter(
+        group=origin.group,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+        reason=reason(verdict),
+        status=404 if name(verdict) == "connector_not_found" else 400,
+        message=_message(read, verdict),
+        connector_id=read.connector_id,
+        failed_at=failed_at,
+        store=origin.store,
+    )
+
+
+def _message(read: Update | Invalid, verdict: Verdict) -> str:
+    if isinstance(verdict, Invalid):
+        return f"{verdict.path}: {verdict.message}" if verdict.path else verdict.message
+    if verdict.name == "connector_not_found":
+        return (
+            f"connector {read.connector_id!r} is not registered in the store: "
+            "register it, then replay this letter"
+        )
+    return f"the store refuses this content for good: {verdict.detail}"

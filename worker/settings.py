@@ -1,0 +1,173 @@
+"""The settings: the only place where the environment and a `.env` file are read."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import MisconfiguredError
+
+PREFIX = "LAST_SYNC_"
+TEST_PREFIX = "LAST_SYNC_TEST_"  # read by the test suite alone
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, each as `LAST_SYNC_` and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    store_url: SecretStr | None = Field(
+        None, description="Connector store: sqlite:///last-sync.db, memory://"
+    )
+    kafka_bootstrap_servers: Text = Field(
+        "localhost:9092", description="Kafka brokers to start from, host:port, comma-separated"
+    )
+    kafka_topic: Text = Field(
+        "connector.sync-finished", description="Topic of the sync-finished events"
+    )
+    kafka_dead_letter_topic: str = Field(
+        "", description="Topic of the dead letters; by default the topic's name and .dlq"
+    )
+    kafka_group_id: Text = Field("last-sync-worker", description="Consumer group")
+    kafka_session_timeout_ms: int = Field(
+        10_000, ge=1_000, le=300_000, description="Silence after which a member is thrown out, ms"
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to the brokers"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "PLAIN", description="SASL mechanism, with the SASL_… protocols"
+    )
+    kafka_sasl_username: str | None = Field(None, description="User for PLAIN and SCRAM")
+    kafka_sasl_password: SecretStr | None = Field(None, description="Password for PLAIN and SCRAM")
+    kafka_sasl_oauth_token: SecretStr | None = Field(
+        None, description="Bearer token for OAUTHBEARER"
+    )
+    kafka_sasl_oauth_token_file: Path | None = Field(
+        None, description="File with the bearer token, read anew at every login"
+    )
+    kafka_ssl_cafile: Path | None = Field(
+        None, description="CA certificates (PEM); by default the system's"
+    )
+    kafka_ssl_certfile: Path | None = Field(None, description="Client certificate chain (PEM)")
+    kafka_ssl_keyfile: Path | None = Field(None, description="Key of the client certificate (PEM)")
+    kafka_ssl_password: SecretStr | None = Field(None, description="Password of the key file")
+    kafka_ssl_check_hostname: bool = Field(
+        True, description="Require the broker's certificate to name its host"
+    )
+    batch_size: int = Field(500, ge=1, le=10_000, description="Most records in one batch")
+    flood_window: int = Field(
+        1_000, ge=1, le=1_000_000, description="Last events that the flood breaker looks at"
+    )
+    flood_minimum: int = Field(
+        20, ge=1, description="Distinct connectors among them below which it never trips"
+    )
+    flood_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of connectors that may be dead-lettered; above it the worker holds. "
+        "1 releases the breaker",
+    )
+    shutdown_seconds: float = Field(
+        8, gt=0, le=3600, description="Time to finish the batch in flight after SIGTERM, seconds"
+    )
+    watchdog_seconds: float = Field(
+        300, gt=0, description="Time without a step of the loop that ends the worker, seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log level that is written"
+    )
+    log_format: Literal["auto", "pretty", "json"] = Field(
+        "auto", description="Log lines: auto is pretty on a terminal and json elsewhere"
+    )
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return self.kafka_dead_letter_topic or f"{self.kafka_topic}.dlq"
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if self.dead_letter_topic == self.kafka_topic:
+            raise ValueError(
+                f"the dead-letter topic is the topic itself, '{self.kafka_topic}': "
+                f"set {variable('kafka_dead_letter_topic')} to another"
+            )
+        return self
+
+    def required_store_url(self) -> str:
+        """The store's URL; it has no default, for a wrong store is the worst mistake."""
+        if self.store_url is None:
+            raise MisconfiguredError(
+                "no connector store is named: set LAST_SYNC_STORE_URL or --store, "
+                "for example --store sqlite:///last-sync.db"
+            )
+        return self.store_url.get_secret_value()
+
+
+def variable(field: str) -> str:
+    return PREFIX + field.upper()
+
+
+def load(options: Mapping[str, Any] | None = None, *, also_known: Iterable[str] = ()) -> Settings:
+    """The settings from options, environment and `.env`, in this order of precedence.
+
+    `also_known` are variables that are no settings but options of a command.
+    Raises MisconfiguredError with one line that names the variable and what it has to be.
+    """
+    _refuse_unknown(also_known)
+    try:
+        return Settings(**(options or {}))
+    except ValidationError as error:
+        raise MisconfiguredError(_sentence(error)) from None
+
+
+def _refuse_unknown(also_known: Iterable[str]) -> None:
+    known = {variable(name) for name in Settings.model_fields} | set(also_known)
+    try:
+        names = {*os.environ, *dotenv_values(".env")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise MisconfiguredError(f"cannot read .env in this folder: {error}") from None
+    for name in sorted(names):
+        if not name.upper().startswith(PREFIX) or name.upper() in known:
+            continue
+        if name.upper().startswith(TEST_PREFIX):
+            continue
+        nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+        raise MisconfiguredError(
+            f"{name} is no setting of this program: did you mean {nearest[0]}? "
+            "Otherwise remove it from the environment (or from .env)"
+        )
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    field = str(first["loc"][0])
+    return f"{variable(field)}{_found(field)}: {message[:1].lower()}{message[1:]}"
+
+
+def _found(field: str) -> str:
+    """The value as set, unless it is a secret or was given as an option."""
+    if "SecretStr" in str(Settings.model_fields[field].annotation):
+        return ""
+    value = os.environ.get(variable(field))
+    return "" if value is None else f"={value!r}"
