@@ -10,9 +10,10 @@ reset's stamp does, and where the field is among `"absent"`: a reset took the va
 stamp is later than the reset's and stayed.
 """
 
-import json
+from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text
 
 from schemas.last_sync import LAST_SYNC_FIELDS
@@ -29,48 +30,48 @@ CONNECTORS = Table(
     Column("deleted_at", Text),
 )
 
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+_PLACES = {column.name: place for place, column in enumerate(CONNECTORS.c)}
 
 
 def row_of(connector_id: str, state: State, deleted_at: str | None) -> tuple[Any, ...]:
     """Give the row's values in the order of the table's columns."""
-    values = dict(state.fields)
-    cursor = values.get("sync_cursor")
-    if cursor is not None:
-        values["sync_cursor"] = _json(cursor)
-    return (connector_id, *map(values.get, LAST_SYNC_FIELDS), _stamps_text(state), deleted_at)
+    *values, cursor = map(state.fields.get, LAST_SYNC_FIELDS)
+    cursor_text = None if cursor is None else to_json(cursor).decode()
+    return (connector_id, *values, cursor_text, _stamps_text(state), deleted_at)
 
 
-def state_of(row: Any) -> State:
+def state_of(row: Sequence[Any]) -> State:
     """Read the state back from a row with all columns of the table."""
-    _, *values, stamps_text, deleted_at = row
-    kept = json.loads(stamps_text)
-    columns = dict(zip(LAST_SYNC_FIELDS, values, strict=True))
-    if columns["sync_cursor"] is not None:
-        columns["sync_cursor"] = json.loads(columns["sync_cursor"])
-    absent = kept.get("absent", ())
-    fields: dict[str, Any] = {}
+    kept = from_json(row[_PLACES["stamps"]])
+    present: list[str] = []
     stamps: dict[str, Stamp] = {}
     for at, rank, event_id, digest, names in kept["stamps"]:
-        stamp = Stamp(at, rank, event_id, digest)
-        for name in names:
-            stamps[name] = stamp
-            if rank < RESET_RANK and name not in absent:
-                fields[name] = columns[name]
-    return State(fields=fields, stamps=stamps, deleted=deleted_at is not None)
+        stamps.update(dict.fromkeys(names, Stamp(at, rank, event_id, digest)))
+        if rank < RESET_RANK:
+            present += names
+    absent = kept.get("absent", ())
+    fields = {name: row[_PLACES[name]] for name in present if name not in absent}
+    if cursor_text := fields.get("sync_cursor"):
+        fields["sync_cursor"] = from_json(cursor_text)
+    return State(fields=fields, stamps=stamps, deleted=row[_PLACES["deleted_at"]] is not None)
 
 
 def _stamps_text(state: State) -> str:
     groups: dict[Stamp, list[str]] = {}
+    last: Stamp | None = None
     for name, stamp in state.stamps.items():
-        groups.setdefault(stamp, []).append(name)
+        if stamp is not last:  # neighbours mostly share one: hash it once
+            last = stamp
+            names = groups.setdefault(stamp, [])
+        names.append(name)
     kept: dict[str, Any] = {"stamps": [(*stamp, names) for stamp, names in groups.items()]}
-    if len(state.fields) < len(state.stamps):
-        absent = [
-            name
-            for name, stamp in state.stamps.items()
-            if name not in state.fields and stamp.rank < RESET_RANK
-        ]
-        if absent:
-            kept["absent"] = absent
-    return _json(kept)
+    if absent := _absent(state):
+        kept["absent"] = absent
+    return to_json(kept).decode()
+
+
+def _absent(state: State) -> list[str]:
+    if len(state.fields) == len(state.stamps):
+        return []
+    bare = state.stamps.keys() - state.fields.keys()
+    return sorted(name for name in bare if state.stamps[name].rank < RESET_RANK)

@@ -5,15 +5,17 @@ import json
 import os
 import random
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, bindparam, event, func, select
+from sqlalchemy import URL, StaticPool, bindparam, create_engine, event, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD
@@ -44,6 +46,7 @@ _REJECTED = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlit
 async def open_sqlite(url: str) -> AsyncIterator[SqlStore]:
     """Open the file, make or migrate its schema, and close it at the end."""
     path = _path(url)
+    store_id = await _prepared(path, url)
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         # The driver would begin a transaction by itself, but only before the first write.
@@ -51,7 +54,7 @@ async def open_sqlite(url: str) -> AsyncIterator[SqlStore]:
     )
     event.listen(engine.sync_engine, "connect", _set_synchronous)
     try:
-        yield SqlStore(engine, _dialect(url), store_id=await _prepared(engine, url), revision=HEAD)
+        yield SqlStore(engine, _dialect(url), store_id=store_id, revision=HEAD)
     finally:
         await engine.dispose()
 
@@ -79,8 +82,10 @@ def translated(url: str) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _ours(url, error.orig) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, sqlite3.Warning) as error:
         raise _ours(url, error) from error
+    except PoolTimeoutError as error:
+        raise TransientError(f"store {url}: all of its connections are busy: {error}") from error
 
 
 def _ours(url: str, error: BaseException | None) -> Exception:
@@ -131,63 +136,67 @@ def _set_synchronous(connection: Any, _: Any) -> None:
     cursor.close()
 
 
-async def _prepared(engine: AsyncEngine, url: str) -> str:
+async def _prepared(path: Path, url: str) -> str:
     """Bring the schema up to date and give the store's id; others may do so at the same time."""
-    deadline = asyncio.get_running_loop().time() + BUSY_TIMEOUT
+    deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
-            with translated(url):
-                return await _prepare(engine, url)
+            return await asyncio.to_thread(_prepare, path, url)
         except TransientError:  # SQLite does not wait by itself while a file becomes WAL
-            if asyncio.get_running_loop().time() > deadline:
+            if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - not a secret
 
 
-async def _prepare(engine: AsyncEngine, url: str) -> str:
-    async with engine.connect() as connection:
-        revision = await _revision(connection, url)
-        await _use_wal(connection, url)
+def _prepare(path: Path, url: str) -> str:
+    with (
+        translated(url),
+        closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as connection,
+    ):
+        revision = _revision(connection, url)
+        _use_wal(connection, url)
         if revision != HEAD:
-            await _migrate(connection, url)
-        return str((await connection.exec_driver_sql("SELECT id FROM store")).scalar_one())
+            _migrate(connection, url)
+        return str(connection.execute("SELECT id FROM store").fetchone()[0])
 
 
-async def _revision(connection: AsyncConnection, url: str) -> str | None:
+def _revision(connection: sqlite3.Connection, url: str) -> str | None:
     """Give the schema's revision, None for an empty file; refuse other programs' files."""
-    found = await connection.exec_driver_sql("SELECT name FROM sqlite_schema WHERE type = 'table'")
-    tables = sorted(found.scalars())
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    tables = [name for (name,) in found]
     if not tables:
         return None
-    if "alembic_version" in tables and "store" in tables:
-        found = await connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-        return str(found.scalar_one())
+    if {"alembic_version", "connectors", "store"} <= set(tables):
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
     raise MisconfiguredError(
         f"store {url}: the file holds another program's tables ({', '.join(tables)});"
         " name another path"
     )
 
 
-async def _use_wal(connection: AsyncConnection, url: str) -> None:
-    mode = (await connection.exec_driver_sql("PRAGMA journal_mode = WAL")).scalar_one()
+def _use_wal(connection: sqlite3.Connection, url: str) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise MisconfiguredError(
-            f"store {url}: the file system allows no write-ahead log (journal mode {mode});"
+            f"store {url}: no write-ahead log can be kept there (journal mode {mode});"
             " name a path on a local disk"
         )
 
 
-async def _migrate(connection: AsyncConnection, url: str) -> None:
+def _migrate(connection: sqlite3.Connection, url: str) -> None:
     # A third of a second to import, and needed once in a file's life.
     from worker.stores.migrations.upgrade import UnknownRevisionError, upgrade  # noqa: PLC0415
 
-    await connection.exec_driver_sql("BEGIN IMMEDIATE")
-    revision = await _revision(connection, url)  # another process may have migrated it meanwhile
-    try:
-        await connection.run_sync(upgrade)
-    except UnknownRevisionError as error:
-        raise MisconfiguredError(
-            f"store {url}: its schema {revision} is unknown to this release, which knows those up"
-            f" to {HEAD}: install the release that wrote it, or a newer one"
-        ) from error
-    await connection.commit()
+    connection.execute("PRAGMA synchronous = FULL")
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+    with engine.connect() as migrating:
+        migrating.exec_driver_sql("BEGIN IMMEDIATE")
+        revision = _revision(connection, url)  # another process may have migrated it meanwhile
+        try:
+            upgrade(migrating)
+        except UnknownRevisionError as error:
+            raise MisconfiguredError(
+                f"store {url}: its schema {revision} is unknown to this release, which knows those"
+                f" up to {HEAD}; install the release that wrote it, or a newer one"
+            ) from error
+        migrating.commit()

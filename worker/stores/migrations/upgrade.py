@@ -1,11 +1,14 @@
 """Runs the steps that a database still lacks, with Alembic."""
 
+import threading
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection
+
+_ALEMBIC = threading.Lock()  # it keeps the migration at hand in global variables
 
 
 class UnknownRevisionError(Exception):
@@ -18,6 +21,7 @@ def upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        with _ALEMBIC:
+            command.upgrade(config, "head")
     except CommandError as error:
         raise UnknownRevisionError(str(error)) from error
