@@ -34,6 +34,10 @@ STARTED = "Kafka Server started"  # the broker's own words, once it answers clie
 OLDEST_JAVA = 17
 HEAP = "-Xmx512m"
 JVM_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+LOG_OPTIONS = (
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+)
 
 POM = f"""\
 <project>
@@ -212,7 +216,7 @@ class JarBroker(Broker):
         properties: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(listeners=listeners, properties=properties)
-        self._java = (java, HEAP, *JVM_OPTIONS, "-cp", str(jars / "*"))
+        self._java = (java, HEAP, *JVM_OPTIONS, *LOG_OPTIONS, "-cp", str(jars / "*"))
         self._home = Path(tempfile.mkdtemp(prefix="last-sync-broker-"))
         self._log = self._home / "broker.log"
         self._config = self._home / "server.properties"

@@ -51,9 +51,15 @@ class Kafka:
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
 
-    async def create(self, topics: Topics, *, partitions: int = PARTITIONS) -> None:
-        """Make the source topic and the compacted one of its dead letters."""
-        await self.create_topic(topics.source, partitions=partitions)
+    async def create(
+        self,
+        topics: Topics,
+        *,
+        partitions: int = PARTITIONS,
+        configs: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the source topic (with these configs) and the compacted one of its dead letters."""
+        await self.create_topic(topics.source, partitions=partitions, configs=configs)
         await self.create_topic(
             topics.dlq,
             partitions=partitions,

@@ -16,7 +16,7 @@ from worker.errors import LastSyncError
 from worker.pipeline import Origin
 from worker.settings import Settings
 from worker.signals import stopping
-from worker.stores import Connector, open_store
+from worker.stores import Connector, ConnectorStore, open_store
 from worker.topics import Verdict
 from worker.watchdog import Watchdog
 
@@ -37,39 +37,46 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
     `topics_checked=False` is for brokers that cannot describe their topics (the demo's).
     """
     with stopping() as stop, Watchdog(settings.watchdog_seconds) as watchdog:
-        work = asyncio.create_task(
-            _work(settings, stop, watchdog, drain=drain, topics_checked=topics_checked),
-            name="worker",
-        )
-        wish = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait({work, wish}, return_when=asyncio.FIRST_COMPLETED)
-        wish.cancel()
-        if not work.done():
-            await asyncio.wait({work}, timeout=settings.shutdown_seconds)
-        if not work.done():
-            log.warning("worker.cut_short", text="the batch in hand stays uncommitted")
-            work.cancel()
-            await asyncio.wait({work}, timeout=CLEANUP_TIMEOUT)
-        if work.done() and not work.cancelled():
-            work.result()
-        log.info("worker.stopped")
+        async with open_store(settings.required_store_url()) as store:
+            work = asyncio.create_task(
+                consume(
+                    settings, store, stop, watchdog, drain=drain, topics_checked=topics_checked
+                ),
+                name="worker",
+            )
+            await _until_stopped(work, stop, settings.shutdown_seconds)
+    log.info("worker.stopped")
 
 
-async def _work(
+async def _until_stopped(work: asyncio.Task[None], stop: asyncio.Event, grace: float) -> None:
+    wish = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait({work, wish}, return_when=asyncio.FIRST_COMPLETED)
+    wish.cancel()
+    await asyncio.wait({work}, timeout=grace)
+    if not work.done():
+        log.warning("worker.cut_short", text="what is in hand stays uncommitted")
+        work.cancel()
+        await asyncio.wait({work}, timeout=CLEANUP_TIMEOUT)
+    if work.done() and not work.cancelled():
+        work.result()
+
+
+async def consume(
     settings: Settings,
+    store: ConnectorStore,
     stop: asyncio.Event,
     watchdog: Watchdog,
     *,
-    drain: bool,
-    topics_checked: bool,
+    drain: bool = False,
+    topics_checked: bool = True,
 ) -> None:
+    """Be a member of the group, with this store, until `stop` is set or the topic is drained."""
+    max_bytes = KAFKA_DEFAULT_BYTES + topics.HEADROOM
+    if topics_checked:
+        async with kafka.admin(settings) as admin:
+            found = topics.required(await topics.describe(admin, settings), settings)
+        max_bytes = found.dead_letter_bytes
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(settings.required_store_url()))
-        max_bytes = KAFKA_DEFAULT_BYTES + topics.HEADROOM
-        if topics_checked:
-            async with kafka.admin(settings) as admin:
-                found = topics.required(await topics.describe(admin, settings), settings)
-            max_bytes = found.dead_letter_bytes
         letters = await stack.enter_async_context(DeadLetterTopic.opened(settings, max_bytes))
         client = AIOKafkaConsumer(
             group_id=settings.kafka_group_id,
@@ -81,11 +88,7 @@ async def _work(
             origin=Origin(group=settings.kafka_group_id, store=store.store_id),
             store=store,
             letters=letters,
-            breaker=Breaker(
-                window=settings.flood_window,
-                minimum=settings.flood_minimum,
-                share=settings.flood_share,
-            ),
+            breaker=_breaker(settings),
             # no more letters at once than the breaker looks at
             batch_size=min(settings.batch_size, settings.flood_window),
             session_timeout=settings.kafka_session_timeout_ms / 1000,
@@ -103,6 +106,12 @@ async def _work(
             store=store.store_id,
         )
         await loop.run(await _drain(stack, settings, client) if drain else None)
+
+
+def _breaker(settings: Settings) -> Breaker:
+    return Breaker(
+        window=settings.flood_window, minimum=settings.flood_minimum, share=settings.flood_share
+    )
 
 
 async def _drain(

@@ -57,8 +57,13 @@ def kafka_settings(command: Decorated) -> Decorated:
     return broker_settings(command)
 
 
+def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """An option of the command alone; Click names its environment variable after the command."""
+    return click.option(*names, show_envvar=True, **attributes)
+
+
 store_setting = setting("--store", "store_url")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json = flag("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def loaded(given: Mapping[str, Any]) -> Settings:
@@ -134,7 +139,7 @@ def cli() -> None:
 
 
 @cli.command(epilog=example("last-sync run --store sqlite:///last-sync.db --drain"))
-@click.option("--drain", is_flag=True, help="Stop once the present end of the topic is passed.")
+@flag("--drain", is_flag=True, help="Stop once the present end of the topic is passed.")
 @kafka_settings
 @store_setting
 @setting("--batch-size", "batch_size")
@@ -213,18 +218,18 @@ def judged_text(judged: SyncFinished | Invalid) -> str:
     )
 )
 @click.argument("file", type=click.File("rb"), required=False)
-@click.option("--connector-id", help="Publish one event: for this connector.")
-@click.option("--job-type", help="Its job's type: full, incremental or access_control.")
-@click.option("--status", help="Its job's status, for example completed.")
-@click.option("--error", help="Its job's error text.")
-@click.option("--scheduled-at", help="When the job was due (RFC 3339).")
-@click.option("--started-at", help="When the job started (RFC 3339).")
-@click.option("--completed-at", help="When the job ended (RFC 3339).")
-@click.option("--indexed", "indexed_document_count", type=int, help="Documents indexed.")
-@click.option("--deleted", "deleted_document_count", type=int, help="Documents deleted.")
-@click.option("--occurred-at", help="When the status changed (RFC 3339); by default now.")
-@click.option("--event-id", help="By default a new UUID.")
-@click.option("--unchecked", is_flag=True, help="Send invalid events too, as they are.")
+@flag("--connector-id", help="Publish one event: for this connector.")
+@flag("--job-type", help="Its job's type: full, incremental or access_control.")
+@flag("--status", help="Its job's status, for example completed.")
+@flag("--error", help="Its job's error text.")
+@flag("--scheduled-at", help="When the job was due (RFC 3339).")
+@flag("--started-at", help="When the job started (RFC 3339).")
+@flag("--completed-at", help="When the job ended (RFC 3339).")
+@flag("--indexed", "indexed_document_count", type=int, help="Documents indexed.")
+@flag("--deleted", "deleted_document_count", type=int, help="Documents deleted.")
+@flag("--occurred-at", help="When the status changed (RFC 3339); by default now.")
+@flag("--event-id", help="By default a new UUID.")
+@flag("--unchecked", is_flag=True, help="Send invalid events too, as they are.")
 @broker_settings
 @as_json
 def publish(
@@ -284,10 +289,10 @@ def topics() -> None:
 
 
 @topics.command("create", epilog=example("last-sync topics create --partitions 12"))
-@click.option(
+@flag(
     "--partitions", type=click.IntRange(1), help="Of new topics; by default the broker's default."
 )
-@click.option(
+@flag(
     "--replication-factor",
     type=click.IntRange(1),
     help="Of new topics; by default the broker's default.",

@@ -242,9 +242,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             log.info("batch.abandoned", records=len(batch.records), reason="stopping")
 
     async def _end_work(self) -> None:
-        if self._work is not None and not self._work.done():
-            self._work.cancel()
-            await asyncio.wait({self._work})
+        if self._work is None:
+            return
+        self._work.cancel()
+        await asyncio.wait({self._work})
+        if not self._work.cancelled():
+            self._work.exception()  # seen, for the case that another error is on its way
 
     async def _finish(self, batch: Batch) -> None:
         await self._until_done("store", lambda: self._classify(batch))
@@ -267,7 +270,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 await self._pause_for(delay)
                 self._watchdog.step()
                 if self._stop.is_set():
-                    raise _Abandoned from error
+                    raise _Abandoned from None
             else:
                 if self._held is not None:
                     log.info("batch.released", step=step, waited_for=self._held)
@@ -406,7 +409,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         positions = {}
         for tp in self._client.assignment():
             try:
-                async with asyncio.timeout(0.1):
+                async with asyncio.timeout(0):  # at once or not at all
                     positions[tp] = await self._client.position(tp)
             except (TimeoutError, KafkaError):
                 continue
@@ -424,13 +427,15 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             return
         self._held = None
         behind = sum(max(0, end - positions[tp]) for tp, end in ends.items())
+        unknown = len(self._client.assignment() - positions.keys())
         silent = time.monotonic() - self._progressed
-        if not behind:
+        if not behind and not unknown:
             self._progressed = time.monotonic()
         elif silent > self._stalled_after:
             raise StalledError(
-                f"the topic has {behind} more records, but none arrived for {silent:.0f} s; "
-                "ending the process for a fresh start"
+                f"the topic has {behind} more records and {unknown} partitions without a known "
+                f"position, but nothing arrived for {silent:.0f} s; ending the process for a "
+                "fresh start"
             )
 
     # --- rebalancing: called by aiokafka while the loop runs -----------------------------------

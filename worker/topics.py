@@ -119,7 +119,8 @@ def _policy_verdict(letters: Topic) -> Verdict:
     ok = policy == "compact"
     text = f"dead-letter topic {letters.name} has cleanup.policy={policy}"
     if not ok:
-        text += ", which deletes unresolved letters; it has to be compact: run `last-sync topics create`"
+        text += ", which would delete open letters; it has to be compact: "
+        text += "run `last-sync topics create`"
     return Verdict(name="dead-letter topic", ok=ok, text=text)
 
 
@@ -186,8 +187,8 @@ async def create(
 async def _visible(admin: AIOKafkaAdminClient, settings: Settings) -> Topics:
     """A topic just created takes a moment to show in the brokers' metadata."""
     async with asyncio.timeout(REQUEST_TIMEOUT):
-        while (found := await describe(admin, settings)).source is None:
-            await asyncio.sleep(0.05)
+        while (found := await describe(admin, settings)).source is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # there is no event to wait for: the brokers only answer
     return found
 
 

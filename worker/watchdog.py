@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from typing import Self
 
 import structlog
 
@@ -22,7 +23,7 @@ class Watchdog:
     def step(self) -> None:
         self._last = time.monotonic()
 
-    def __enter__(self) -> "Watchdog":
+    def __enter__(self) -> Self:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 

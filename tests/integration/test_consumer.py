@@ -1,0 +1,420 @@
+"""The loop inside one process, on a real broker, with the store's steps pinned by events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import CommitFailedError
+
+from tests.brokers import Broker
+from tests.conftest import MakeBroker
+from tests.eventually import eventually
+from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
+from worker import app, consumer, dead_letters
+from worker.errors import StalledError, TransientError
+from worker.merge import Outcome, Update
+from worker.settings import Settings
+from worker.stores import ConnectorStore, open_store
+from worker.watchdog import Watchdog
+
+
+def event(connector: str, number: int) -> Record:
+    value = {
+        "event_id": f"e-{number}",
+        "connector_id": connector,
+        "occurred_at": f"2026-01-01T00:00:{number % 60:02}Z",
+        "last_sync": {"last_indexed_document_count": number},
+    }
+    return Record(value=json.dumps(value).encode(), key=connector.encode(), partition=number % 4)
+
+
+class Pinned:
+    """A real store whose `apply` waits at a gate, or fails for as long as it is told to."""
+
+    def __init__(self, store: ConnectorStore) -> None:
+        self._store = store
+        self.store_id = store.store_id
+        self.entered = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.trouble: Exception | None = None
+        self.attempts = 0
+        self.seen: list[str] = []
+        self.preview, self.add, self.delete = store.preview, store.add, store.delete
+        self.get, self.connectors, self.describe = store.get, store.connectors, store.describe
+
+    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
+        self.attempts += 1
+        self.entered.set()
+        await self.gate.wait()
+        if self.trouble is not None:
+            raise self.trouble
+        self.seen += [update.stamp.event_id for update in updates]
+        return await self._store.apply(updates)
+
+
+class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no types
+    """The real client, which notes what the loop does with it."""
+
+    made: list["Recorded"] = []  # noqa: RUF012 - emptied by each test's fixture
+    mute = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.polls = self.cancelled_polls = 0
+        self.listed_partitions = 0
+        self.commit_error: Exception | None = None
+        self.made.append(self)
+
+    async def getmany(self, *partitions: Any, **options: Any) -> Any:
+        self.listed_partitions += len(partitions)
+        try:
+            if self.mute:
+                await asyncio.sleep(0.05)
+                return {}
+            return await super().getmany(*partitions, **options)
+        except asyncio.CancelledError:
+            self.cancelled_polls += 1
+            raise
+        finally:
+            self.polls += 1
+
+    async def commit(self, offsets: Any = None) -> None:
+        error, self.commit_error = self.commit_error, None
+        if error is not None:
+            raise error
+        await super().commit(offsets)
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """Name the worker's clients, in the order in which they were made."""
+    monkeypatch.setattr(app, "AIOKafkaConsumer", Recorded)
+    monkeypatch.setattr(Recorded, "made", [])
+    return Recorded.made
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Pinned]:
+    async with open_store("memory://") as real:
+        await real.add(["a", "b", "c"])
+        yield Pinned(real)
+
+
+class Running:
+    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event) -> None:
+        self.task, self.stop = task, stop
+
+
+def settings_for(kafka: Kafka, topics: Topics, **more: Any) -> Settings:
+    return Settings(
+        kafka_bootstrap_servers=kafka.bootstrap,
+        kafka_topic=topics.source,
+        kafka_dead_letter_topic=topics.dlq,
+        kafka_group_id=topics.group,
+        kafka_session_timeout_ms=3000,
+        **more,
+    )
+
+
+@asynccontextmanager
+async def working(settings: Settings, store: Any) -> AsyncIterator[Running]:
+    """A worker that runs as long as the block; its failure is the test's."""
+    stop = asyncio.Event()
+    watchdog = Watchdog(60)
+    task = asyncio.create_task(app.consume(settings, store, stop, watchdog))
+    try:
+        yield Running(task, stop)
+        stop.set()
+        await asyncio.wait_for(task, 20)
+    finally:
+        stop.set()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def committed_all(kafka: Kafka, topics: Topics) -> Callable[[], Any]:
+    async def reached() -> bool:
+        ends = await kafka.end_offsets(topics.source)
+        return {n: e for n, e in ends.items() if e} == {
+            n: o for n, o in (await kafka.committed(topics.group, topics.source)).items() if o
+        }
+
+    return reached
+
+
+async def until_committed(kafka: Kafka, topics: Topics, offsets: dict[int, int]) -> None:
+    async def reached() -> bool:
+        return await kafka.committed(topics.group, topics.source) == offsets
+
+    await eventually(reached)
+
+
+async def test_a_holding_worker_keeps_polling_and_is_handed_no_successors(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    store.trouble = TransientError("the store is away")
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic), store):
+        await eventually(lambda: store.attempts >= 2)
+        polls = clients[0].polls
+        await kafka.produce(topic.source, [event("b", n) for n in range(1, 40)])
+        await eventually(lambda: clients[0].polls >= polls + 3)
+        assert clients[0].paused() == clients[0].assignment()
+        assert store.seen == []
+        assert not any((await kafka.committed(topic.group, topic.source)).values())
+        store.trouble = None
+        await eventually(committed_all(kafka, topic))
+    assert sorted(store.seen) == sorted(f"e-{n}" for n in range(40))
+    assert clients[0].listed_partitions == 0  # an empty list would mean all of them
+    assert clients[0].cancelled_polls == 0
+    assert await kafka.read_all(topic.dlq) == []
+
+
+async def test_a_revocation_waits_for_the_batch_in_flight_and_its_commit(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    await kafka.produce(topic.source, [event("a", n) for n in range(8)])
+    store.gate.clear()
+    async with open_store("memory://") as other:
+        await other.add(["a"])
+        second = Pinned(other)
+        async with working(settings_for(kafka, topic), store):
+            await store.entered.wait()
+            async with working(settings_for(kafka, topic), second):
+                await eventually(lambda: len(clients) == 2)
+                await eventually(lambda: clients[0]._subscription.reassignment_in_progress)
+                store.gate.set()
+                await eventually(clients[1].assignment)
+                await eventually(committed_all(kafka, topic))
+    assert len(store.seen) == 8
+    assert second.seen == []  # nothing was delivered twice
+    assert [client.cancelled_polls for client in clients] == [0, 0]
+
+
+async def test_a_revocation_does_not_wait_for_a_holding_batch_which_comes_again(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    await kafka.produce(topic.source, [event("a", n) for n in range(8)])
+    store.trouble = TransientError("the store is away")
+    async with open_store("memory://") as other:
+        await other.add(["a"])
+        second = Pinned(other)
+        async with working(settings_for(kafka, topic), store):
+            await eventually(lambda: store.attempts >= 2)
+            async with working(settings_for(kafka, topic), second):
+                await eventually(lambda: len(second.seen) == 4, 15)  # its half of the partitions
+                await eventually(clients[0].paused)  # holding again, after the rebalance
+                store.trouble = None
+                await eventually(committed_all(kafka, topic))
+    assert sorted([*store.seen, *second.seen]) == sorted(f"e-{n}" for n in range(8))
+
+
+async def test_a_batch_that_outlasts_the_revocation_is_abandoned_and_comes_again(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "REBALANCE_TIMEOUT", 4.0)  # leaves 2 s for the batch
+    await kafka.produce(topic.source, [event("a", n) for n in range(8)])
+    store.gate.clear()
+    async with open_store("memory://") as other:
+        await other.add(["a"])
+        second = Pinned(other)
+        async with working(settings_for(kafka, topic), store):
+            await store.entered.wait()
+            async with working(settings_for(kafka, topic), second):
+                await eventually(lambda: len(second.seen) == 4, 15)
+                store.gate.set()
+                await eventually(committed_all(kafka, topic))
+    assert sorted([*store.seen, *second.seen]) == sorted(f"e-{n}" for n in range(8))
+
+
+async def test_a_commit_that_came_too_late_is_dropped_and_the_loop_goes_on(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    async with working(settings_for(kafka, topic), store):
+        await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
+        clients[0].commit_error = CommitFailedError()
+        await kafka.produce(topic.source, [event("a", 0)])
+        await eventually(lambda: store.seen == ["e-0"])
+        await kafka.produce(topic.source, [event("a", 4)])
+        await eventually(committed_all(kafka, topic))
+    assert store.seen == ["e-0", "e-4"]
+
+
+async def test_stop_while_a_rebalance_blocks_the_poll_takes_only_its_grace(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    released = asyncio.Event()
+
+    class Slow(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+        async def on_partitions_revoked(self, revoked: set[object]) -> None:
+            if revoked:  # not before its first assignment
+                await released.wait()
+
+        def on_partitions_assigned(self, assigned: object) -> None:
+            pass
+
+    slow = AIOKafkaConsumer(
+        bootstrap_servers=kafka.bootstrap,
+        group_id=topic.group,
+        rebalance_timeout_ms=20_000,
+        partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+    )
+    slow.subscribe([topic.source], listener=Slow())
+    starting = asyncio.create_task(slow.start())
+    await eventually(slow.assignment)
+    stop, began = asyncio.Event(), asyncio.get_running_loop().time
+    work = asyncio.create_task(app.consume(settings_for(kafka, topic), store, stop, Watchdog(60)))
+    await eventually(lambda: clients and clients[0]._client.cluster.brokers())
+    await eventually(lambda: slow._subscription.reassignment_in_progress)
+    stop.set()
+    before = began()
+    await app._until_stopped(work, stop, grace=1)
+    took = began() - before
+    released.set()
+    await starting
+    await slow.stop()
+    await clients[0]._client.close()  # given up half closed; a process would end here
+    assert work.done()
+    assert took < 1 + app.CLEANUP_TIMEOUT
+
+
+async def test_a_consumer_that_stays_silent_before_waiting_records_is_given_up(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
+    settings = settings_for(kafka, topic, watchdog_seconds=1)
+    work = asyncio.create_task(app.consume(settings, store, asyncio.Event(), Watchdog(60)))
+    await eventually(lambda: clients and clients[0].assignment())
+    await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
+    clients[0].mute = True
+    polls = clients[0].polls
+    await eventually(lambda: clients[0].polls > polls + 1)  # the last real poll is over
+    await kafka.produce(topic.source, [event("a", 0)])
+    with pytest.raises(StalledError, match="1 more records"):
+        await asyncio.wait_for(work, 15)
+
+
+async def test_a_consumer_that_never_learns_its_position_is_given_up(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
+    monkeypatch.setattr(Recorded, "mute", True)
+    settings = settings_for(kafka, topic, watchdog_seconds=1)
+    with pytest.raises(StalledError, match="4 partitions without a known position"):
+        await asyncio.wait_for(app.consume(settings, store, asyncio.Event(), Watchdog(60)), 20)
+
+
+async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
+    async with working(settings_for(kafka, topic, watchdog_seconds=1), store) as running:
+        await eventually(lambda: clients and clients[0].polls > 6)
+        assert not running.task.done()
+
+
+async def test_the_letter_of_the_largest_record_fits_and_is_acknowledged(
+    kafka: Kafka, topic: Topics, store: Pinned
+) -> None:
+    largest = b"{" + b"x" * (SOURCE_MAX_BYTES - 200)
+    await kafka.produce(topic.source, [Record(value=largest, key=b"a", partition=0)])
+    async with working(settings_for(kafka, topic), store):
+        await eventually(committed_all(kafka, topic))
+    (letter,) = await kafka.read_all(topic.dlq)
+    assert letter.value == largest
+
+
+async def test_nothing_is_committed_before_its_dead_letter_is_acknowledged(
+    make_broker: MakeBroker, store: Pinned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "PUBLISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(consumer, "REQUEST_TIMEOUT", 1.0)
+    broker = make_broker()
+    kafka, topics = Kafka(broker.bootstrap), Topics.unique()
+    await kafka.create(topics)
+    await kafka.produce(topics.source, [Record(value=b"not an event", partition=0)])
+    store.gate.clear()
+    async with working(settings_for(kafka, topics), store):
+        await store.entered.wait()
+        broker.pause()
+        store.gate.set()
+        await until_held(broker, "writing to")
+        broker.resume()
+        await eventually(committed_all(kafka, topics), 20)
+        letters = await kafka.read_all(topics.dlq)
+    assert {letter.key for letter in letters} == {letters[0].key}
+    assert letters[0].value == b"not an event"
+    assert await kafka.committed(topics.group, topics.source) == {0: 1} | dict.fromkeys(
+        (1, 2, 3), 0
+    )
+
+
+async def test_a_commit_to_a_frozen_broker_is_tried_again_until_it_answers(
+    make_broker: MakeBroker, store: Pinned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "COMMIT_TIMEOUT", 1.0)
+    broker = make_broker()
+    kafka, topics = Kafka(broker.bootstrap), Topics.unique()
+    await kafka.create(topics)
+    await kafka.produce(topics.source, [event("a", 0)])
+    store.gate.clear()
+    async with working(settings_for(kafka, topics), store):
+        await store.entered.wait()
+        broker.pause()
+        store.gate.set()
+        await until_held(broker, "committing offsets")
+        broker.resume()
+        await eventually(committed_all(kafka, topics), 20)
+    assert await kafka.read_all(topics.dlq) == []
+
+
+async def until_held(broker: Broker, doing: str) -> None:
+    """Wait until the loop says that it holds for this."""
+    held: list[str] = []
+    warning = consumer.log.warning
+
+    def heard(name: str, **values: Any) -> None:
+        held.append(str(values.get("waiting_for")))
+        warning(name, **values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consumer.log, "warning", heard)
+        await eventually(lambda: any(doing in text for text in held), 20)
+
+
+def test_letters_of_the_largest_size_are_what_the_topic_takes() -> None:
+    assert DEAD_LETTER_MAX_BYTES == SOURCE_MAX_BYTES + 64 * 1024
+
+
+def test_the_client_is_told_what_the_loop_relies_on() -> None:
+    options = consumer.client_options(10_000)
+    assert options["enable_auto_commit"] is False
+    assert options["auto_offset_reset"] == "none"
+    assert options["isolation_level"] == "read_committed"
+    assert len(options["partition_assignment_strategy"]) == 1  # type: ignore[arg-type]
+    assert options["rebalance_timeout_ms"] < 40_000  # type: ignore[operator]
+    assert options["heartbeat_interval_ms"] <= 10_000 / 3  # type: ignore[operator]
