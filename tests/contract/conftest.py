@@ -1,0 +1,82 @@
+"""The stores that the contract is tried on; a new store is one more entry in `PLACES`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.stores import ConnectorStore, open_store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a store's data are; every opening of a shared place sees the same."""
+
+    url: str
+    shared: bool
+
+    def open(self) -> AbstractAsyncContextManager[ConnectorStore]:
+        return open_store(self.url)
+
+
+PLACES: dict[str, Callable[[Path], Place]] = {
+    "memory": lambda _: Place(url="memory://", shared=False),
+    "sqlite": lambda path: Place(url=f"sqlite:///{path}/store.db", shared=True),
+}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Give an empty place of each kind."""
+    return PLACES[request.param](tmp_path)
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[ConnectorStore]:
+    async with place.open() as store:
+        yield store
+
+
+@pytest.fixture
+async def other(place: Place, store: ConnectorStore) -> AsyncIterator[ConnectorStore]:
+    """Give a second opening of the same data, as another process has it."""
+    if not place.shared:
+        yield store
+        return
+    async with place.open() as other:
+        yield other
+
+
+@dataclass(slots=True)
+class Pin:
+    """Stops the next call between its load and its write."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def on(self, store: Any) -> Iterator[None]:
+        """Pin the store's next call that loads; `release` lets it go on."""
+        load = store._load
+
+        async def pinned(*args: Any) -> Any:
+            states = await load(*args)
+            store._load = load
+            self.reached.set()
+            await self.release.wait()
+            return states
+
+        store._load = pinned
+        try:
+            yield
+        finally:
+            self.release.set()
+
+
+@pytest.fixture
+def pin() -> Pin:
+    return Pin()
