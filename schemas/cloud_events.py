@@ -33,6 +33,9 @@ class Frame:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+PLAIN = Frame("plain")
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """An event's fields wherever they stood; `paths` says where, for what is wrong with them."""
@@ -57,7 +60,7 @@ def frame(headers: Headers) -> Frame | Invalid:
     attributes = _attributes(headers)
     if isinstance(attributes, Invalid):
         return attributes
-    return Frame("binary", attributes) if attributes else Frame("plain")
+    return Frame("binary", attributes) if attributes else PLAIN
 
 
 def _media_type(headers: Headers) -> str | Invalid:

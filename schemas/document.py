@@ -20,6 +20,7 @@ MAX_PATH = 200  # characters after which a path stops growing
 _LIMIT: Final[int] = 10**MAX_DIGITS
 _CONSTANTS: Final = (bool, type(None))
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -58,7 +59,7 @@ def _all(nodes: Iterable[Any], room: int) -> bool:
 
 
 def storable_text(text: str) -> bool:
-    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
+    return not _UNSTORABLE.search(text)
 
 
 def refusal(value: bytes) -> Invalid | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from schemas.document import escaped, named, shown
+from schemas.document import MAX_SHOWN, escaped, named, shown
 from schemas.last_sync import LAST_SYNC_FIELDS
 from schemas.reasons import REASONS, Invalid
 from schemas.scalars import JOB_TYPES, MAX_COUNT, MAX_ID_BYTES, STATUSES
@@ -17,7 +17,6 @@ _REASON_OF = {
     "extra_forbidden": "unknown_field",
     "model_type": "not_an_object",
 }
-_ENVELOPE_FIELDS = ("event_id", "connector_id", "occurred_at")
 
 
 def explained(error: ValidationError, paths: Mapping[str, str]) -> Invalid:
@@ -57,6 +56,8 @@ def _message(
         return f"{path} is {context['found']}, more than 5 minutes after occurred_at: {fix}"
     if reason in _SENTENCES:
         return f"{_SENTENCES[reason]}: {fix}"
+    if reason in _CHOICES:
+        return f"{path} is {shown(value)}: {_choice(value, _CHOICES[reason]) or fix}"
     hint = _HINTS.get(reason, _no_hint)(value)
     return f"{named(path)} is {shown(value)}{hint}: {fix}"
 
@@ -110,22 +111,18 @@ def _count_hint(value: object) -> str:
     return ""
 
 
-def _choice_hint(choices: tuple[str, ...]) -> Callable[[object], str]:
-    def hint(value: object) -> str:
-        if not isinstance(value, str):
-            return ", not a text"
-        if value.lower() in choices:
-            return f', not lower-case; write "{value.lower()}"'
-        near = get_close_matches(value.lower()[:40], choices, n=1)
-        return f'; did you mean "{near[0]}"?' if near else ""
-
-    return hint
+def _choice(value: object, choices: tuple[str, ...]) -> str:
+    """Name the choice that was meant, if it can be told."""
+    name = value.lower()[:MAX_SHOWN] if isinstance(value, str) else ""
+    if name in choices:
+        return f'write it lower-case, "{name}"'
+    near = get_close_matches(name, choices, n=1)
+    return f'write "{near[0]}" if that is meant, else one of {", ".join(choices)}' if near else ""
 
 
+_CHOICES = {"invalid_status": STATUSES, "invalid_job_type": JOB_TYPES}
 _HINTS: Mapping[str, Callable[[object], str]] = {
     "invalid_id": _id_hint,
     "invalid_time": _time_hint,
     "invalid_count": _count_hint,
-    "invalid_status": _choice_hint(STATUSES),
-    "invalid_job_type": _choice_hint(JOB_TYPES),
 }

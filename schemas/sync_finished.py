@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from pydantic_core import PydanticCustomError
 
 from schemas import cloud_events
-from schemas.cloud_events import Frame, Framing, Headers
+from schemas.cloud_events import PLAIN, Frame, Framing, Headers
 from schemas.document import parse, refusal, storable
 from schemas.explanation import explained
 from schemas.last_sync import (
@@ -43,7 +43,6 @@ RANK: Mapping[str, int] = {
 RANK_WITHOUT_STATUS = 1
 
 _SKEW_US = SKEW // timedelta(microseconds=1)
-_PLAIN = Frame("plain")
 _EMPTY = LastSync()
 
 
@@ -237,13 +236,13 @@ def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinis
     """
     if not value:
         return _without_value(value)
-    frame = cloud_events.frame(headers) if headers else _PLAIN
+    frame = cloud_events.frame(headers) if headers else PLAIN
     if isinstance(frame, Invalid):
         return frame
     document = None
     try:
         document = parse(value)
-        event = _validate(document) if frame is _PLAIN else _framed(frame, document)
+        event = _validate(document) if frame is PLAIN else _framed(frame, document)
     except ValueError as error:
         return _claimed(refusal(value) or _explained(error), frame, document)
     if isinstance(event, Invalid) or (_unread(document, event) and not storable(document)):
