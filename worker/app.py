@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 COORDINATOR_RETRY = 0.2  # seconds
 PUBLISH_TIMEOUT = 30.0  # seconds
 JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
-CLEANUP_TIMEOUT = 5.0  # seconds
+CLEANUP_TIMEOUT = 4.0  # seconds
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
 

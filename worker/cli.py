@@ -76,7 +76,7 @@ def loaded(given: Mapping[str, Any]) -> Settings:
         if (name := flag_variable(path, param))
     ]
     found = settings.load(options, also_known=known)
-    logs.configure(found)
+    logs.configure(found.log_level, found.log_format)
     return found
 
 
@@ -474,6 +474,7 @@ def demo() -> None:
 
 def main() -> NoReturn:
     """Run the program; every foreseeable failure is one line on stderr."""
+    logs.configure()
     try:
         cli.main(prog_name=PROGRAM, auto_envvar_prefix=settings.PREFIX.rstrip("_"))
     except LastSyncError as error:

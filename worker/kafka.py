@@ -17,7 +17,7 @@ from worker.errors import MisconfiguredError, TransientError
 from worker.settings import Settings, variable
 
 CONNECT_TIMEOUT = 8.0  # seconds; "cannot start" has to be said within ten
-CLOSE_TIMEOUT = 3.0  # seconds
+CLOSE_TIMEOUT = 2.0  # seconds
 
 NOT_ALLOWED = (
     kafka.TopicAuthorizationFailedError,

@@ -5,14 +5,10 @@ import sys
 
 import structlog
 
-from worker.settings import Settings
 
-
-def configure(settings: Settings) -> None:
+def configure(level: str = "info", form: str = "auto") -> None:
     """Send structlog and the standard library's loggers (aiokafka, Alembic) through one format."""
-    pretty = settings.log_format == "pretty" or (
-        settings.log_format == "auto" and sys.stderr.isatty()
-    )
+    pretty = form == "pretty" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -47,4 +43,4 @@ def configure(settings: Settings) -> None:
     root.setLevel(logging.WARNING)
     # a line for each of ten metadata requests a second, about what is checked and said elsewhere
     logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)
-    logging.getLogger("worker").setLevel(settings.log_level.upper())
+    logging.getLogger("worker").setLevel(level.upper())

@@ -86,10 +86,13 @@ class Settings(BaseSettings):
         "1 releases the breaker",
     )
     shutdown_seconds: float = Field(
-        8, gt=0, le=3600, description="Time to finish the batch in flight after SIGTERM, seconds"
+        5, gt=0, le=3600, description="Time to finish the batch in flight after SIGTERM, seconds"
     )
     watchdog_seconds: float = Field(
-        300, gt=0, description="Time without a step of the loop that ends the worker, seconds"
+        300,
+        gt=0,
+        le=86_400,
+        description="Time without a step of the loop that ends the worker, seconds",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log level that is written"

@@ -123,11 +123,15 @@ def _problem(path: Path) -> str | None:
         return f"{path} is a directory; add the name of a file"
     if not path.parent.is_dir():
         return f"there is no directory {path.parent}; make it, or name another path"
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    if not _may(path.parent, os.W_OK | os.X_OK):
         return f"this user may not write into {path.parent}, where SQLite keeps its log beside it"
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+    if path.exists() and not _may(path, os.R_OK | os.W_OK):
         return f"this user may not read and write {path}; change its permissions"
     return None
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _set_synchronous(connection: Any, _: Any) -> None:
