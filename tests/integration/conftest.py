@@ -20,7 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tests.brokers import HOST, Broker, BrokerFactory, Listener
 
-USER, PASSWORD = "alice", "open-sesame"
+USER = "alice"
+PASSWORDS = {  # each its own, so that no mechanism passes for another
+    "PLAIN": "open-sesame",
+    "SCRAM-SHA-256": "open-barley",
+    "SCRAM-SHA-512": "open-rye",
+}
 KEY_PASSWORD = "and-the-key-too"
 JAAS = "org.apache.kafka.common.security"
 MECHANISMS = "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER"
@@ -88,7 +93,7 @@ def login(listener: str) -> dict[str, str]:
     return {
         f"{prefix}.sasl.enabled.mechanisms": MECHANISMS,
         f"{prefix}.plain.sasl.jaas.config": (
-            f'{JAAS}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+            f'{JAAS}.plain.PlainLoginModule required user_{USER}="{PASSWORDS["PLAIN"]}";'
         ),
         f"{prefix}.scram-sha-256.sasl.jaas.config": scram,
         f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
@@ -140,7 +145,7 @@ def add_scram_user(broker: Broker) -> None:
             "kafka.admin.ConfigCommand",
             *("--bootstrap-server", broker.bootstrap),
             *("--alter", "--entity-type", "users", "--entity-name", USER),
-            *("--add-config", f"{mechanism}=[password={PASSWORD}]"),
+            *("--add-config", f"{mechanism}=[password={PASSWORDS[mechanism]}]"),
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.conftest import (
     KEY_PASSWORD,
-    PASSWORD,
+    PASSWORDS,
     USER,
     SecureBroker,
     unsecured_token,
@@ -48,7 +48,7 @@ def password_login(address: str, mechanism: str) -> Environment:
         PROTOCOL: "SASL_PLAINTEXT",
         f"{SASL}_MECHANISM": mechanism,
         f"{SASL}_USERNAME": USER,
-        f"{SASL}_PASSWORD": PASSWORD,
+        f"{SASL}_PASSWORD": PASSWORDS[mechanism],
     }
 
 
