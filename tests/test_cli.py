@@ -54,7 +54,7 @@ async def test_an_option_can_be_given_by_its_environment_variable(cli: Cli) -> N
         "connectors",
         "add",
         "a",
-        env={"LAST_SYNC_STORE_URL": "sqlite:///s.db", "LAST_SYNC_CONNECTORS_ADD_AS_JSON": "1"},
+        env={"LAST_SYNC_STORE_URL": "sqlite:///s.db", "LAST_SYNC_JSON": "1"},
     )
     assert json.loads(added.stdout) == {"id": "a", "added": True}
 

@@ -63,7 +63,9 @@ def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
 
 
 store_setting = setting("--store", "store_url")
-as_json = flag("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json = flag(
+    "--json", "as_json", envvar=f"{settings.PREFIX}JSON", is_flag=True, help="Print JSON."
+)
 
 
 def loaded(given: Mapping[str, Any]) -> Settings:
@@ -95,9 +97,10 @@ def flag_variable(path: Sequence[str], param: click.Parameter) -> str | None:
     """The environment variable of an option that is no setting, as Click makes it."""
     if isinstance(param, SettingOption) or not isinstance(param, click.Option):
         return None
-    return (
-        "_".join([settings.PREFIX.rstrip("_"), *path, param.name or ""]).upper().replace("-", "_")
-    )
+    if isinstance(param.envvar, str):
+        return param.envvar
+    words = [settings.PREFIX.rstrip("_"), *path, param.name or ""]
+    return "_".join(words).upper().replace("-", "_")
 
 
 def run_async(main: Coroutine[Any, Any, Result]) -> Result:
