@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic_core import SchemaSerializer, core_schema
 
 from schemas.scalars import (
@@ -58,16 +58,21 @@ class SyncJob(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    job_type: Kind
-    status: Status
-    id: JobId = None
-    error: ErrorText = None
-    scheduled_at: JobTime = None
-    started_at: JobTime = None
-    completed_at: JobTime = None
-    indexed_document_count: JobCount = None
-    deleted_document_count: JobCount = None
-    sync_cursor: JobCursor = None
+    job_type: Kind = Field(description="What was synced.", examples=["full"])
+    status: Status = Field(description="The status the job has now.", examples=["completed"])
+    id: JobId = Field(default=None, description="The job's own id.", examples=["j-1"])
+    error: ErrorText = Field(default=None, description="What went wrong; null for nothing.")
+    scheduled_at: JobTime = Field(default=None, description="When the job was scheduled.")
+    started_at: JobTime = Field(
+        default=None,
+        description="When the job started, or was resumed; orders the events of one job.",
+    )
+    completed_at: JobTime = Field(default=None, description="When the job ended.")
+    indexed_document_count: JobCount = Field(default=None, description="Documents indexed.")
+    deleted_document_count: JobCount = Field(default=None, description="Documents deleted.")
+    sync_cursor: JobCursor = Field(
+        default=None, description="Where the next incremental sync continues."
+    )
 
 
 class LastSync(BaseModel):
@@ -75,17 +80,39 @@ class LastSync(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    last_access_control_sync_error: ErrorText = None
-    last_access_control_sync_scheduled_at: PayloadTime = None
-    last_access_control_sync_status: PayloadStatus = None
-    last_deleted_document_count: PayloadCount = None
-    last_incremental_sync_scheduled_at: PayloadTime = None
-    last_indexed_document_count: PayloadCount = None
-    last_sync_error: ErrorText = None
-    last_sync_scheduled_at: PayloadTime = None
-    last_sync_status: PayloadStatus = None
-    last_synced: PayloadTime = None
-    sync_cursor: PayloadCursor = None
+    last_access_control_sync_error: ErrorText = Field(
+        default=None, description="Error of the last access control sync; null clears it."
+    )
+    last_access_control_sync_scheduled_at: PayloadTime = Field(
+        default=None, description="When the last access control sync was scheduled."
+    )
+    last_access_control_sync_status: PayloadStatus = Field(
+        default=None, description="Status of the last access control sync."
+    )
+    last_deleted_document_count: PayloadCount = Field(
+        default=None, description="Documents that the last sync deleted."
+    )
+    last_incremental_sync_scheduled_at: PayloadTime = Field(
+        default=None, description="When the last incremental sync was scheduled."
+    )
+    last_indexed_document_count: PayloadCount = Field(
+        default=None, description="Documents that the last sync indexed."
+    )
+    last_sync_error: ErrorText = Field(
+        default=None, description="Error of the last content sync; null clears it."
+    )
+    last_sync_scheduled_at: PayloadTime = Field(
+        default=None, description="When the last full sync was scheduled."
+    )
+    last_sync_status: PayloadStatus = Field(
+        default=None, description="Status of the last content sync."
+    )
+    last_synced: PayloadTime = Field(
+        default=None, description="When a sync last succeeded, an access control sync too."
+    )
+    sync_cursor: PayloadCursor = Field(
+        default=None, description="Where the next incremental sync continues."
+    )
 
     @classmethod
     def from_job(cls, job: SyncJob, occurred_at: datetime) -> Self:
