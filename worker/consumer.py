@@ -28,7 +28,7 @@ from schemas.sync_finished import Invalid
 from worker import kafka, pipeline
 from worker.breaker import Breaker
 from worker.errors import OffsetsLostError, StalledError, TransientError
-from worker.merge import Update
+from worker.merge import Outcome, Update
 from worker.pipeline import Origin, Verdict
 from worker.retry import backoff
 from worker.settings import variable
@@ -372,14 +372,23 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._watchdog.step()
 
     def _report(self, batch: Batch) -> None:
+        mismatched = [
+            f"{record.partition}/{record.offset}"
+            for record, read in zip(batch.records, batch.reads, strict=True)
+            if pipeline.key_differs(record, read)
+        ]
+        reused = [v for v in batch.verdicts if isinstance(v, Outcome) and v.reused]
         log.info(
             "batch.done",
             records=len(batch.records),
             **pipeline.counts(batch.verdicts),
-            key_mismatches=sum(map(_key_differs, batch.records, batch.reads)),
+            key_mismatches=len(mismatched),
+            reused_event_ids=len(reused),
             lag=self._lag(),
             **{f"{step}_s": round(seconds, 4) for step, seconds in batch.seconds.items()},
         )
+        if mismatched:
+            log.warning("batch.key_mismatch", records=len(mismatched), first=mismatched[0])
 
     def _lag(self) -> int:
         """Records that are known to be in the topic and not committed yet."""
@@ -457,7 +466,3 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         if self._work is not None and not self._work.done():
             self._client.pause(*assigned)
         log.info("partitions.assigned", partitions=sorted(tp.partition for tp in assigned))
-
-
-def _key_differs(record: ConsumerRecord, read: Update | Invalid) -> bool:
-    return isinstance(read, Update) and record.key != read.connector_id.encode()

@@ -12,6 +12,7 @@ from worker.merge import Outcome, Update
 
 Headers = Sequence[tuple[str, bytes | None]]
 Verdict = Outcome | Invalid
+OUTCOMES = ("applied", "superseded", "duplicate", "connector_not_found", "invalid", "rejected")
 
 
 class Record(Protocol):
@@ -54,13 +55,18 @@ def reason(verdict: Verdict) -> str:
 
 
 def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """How many records had each outcome."""
-    return dict(Counter(map(name, verdicts)))
+    """How many records had each outcome; all outcomes, so that every log line has them."""
+    return dict.fromkeys(OUTCOMES, 0) | Counter(map(name, verdicts))
 
 
 def subject(record: Record, read: Update | Invalid) -> str | bytes | None:
     """The connector that a record is about: its key, where nothing better is known."""
     return read.connector_id or record.key
+
+
+def key_differs(record: Record, read: Update | Invalid) -> bool:
+    """Whether the record's key is not the connector id; the body decides."""
+    return isinstance(read, Update) and record.key != read.connector_id.encode()
 
 
 def letter(
