@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -310,10 +310,9 @@ async def test_a_foreign_reader_is_never_blocked(store: ConnectorStore, path: Pa
         assert shell.execute("SELECT last_sync_error FROM connectors").fetchall() == [("x",)]
 
 
-async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.5)
+@asynccontextmanager
+async def free_loop() -> AsyncIterator[None]:
+    """Fail where something blocks the event loop."""
     beats: list[float] = []
 
     async def beat() -> None:
@@ -321,30 +320,62 @@ async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
             beats.append(time.monotonic())
             await asyncio.sleep(0.01)
 
+    beating = asyncio.create_task(beat())
+    yield
+    beating.cancel()
+    assert beats[-1] - beats[0] > 0.4
+    assert max(after - before for before, after in pairwise(beats)) < 0.25
+
+
+async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.5)
     async with open_store(f"sqlite:///{path}") as store:
         await store.add(["a"])
         with sqlite_shell(path) as shell:
             shell.execute("BEGIN IMMEDIATE")
-            beating = asyncio.create_task(beat())
-            with pytest.raises(TransientError, match=r"store\.db: .*database is locked"):
-                await store.apply([update("a", 1, last_sync_error="x")])
-            beating.cancel()
+            async with free_loop():
+                with pytest.raises(TransientError, match=r"store\.db: .*database is locked"):
+                    await store.apply([update("a", 1, last_sync_error="x")])
             assert await store.get("a") is not None  # readers go on
         outcomes = await store.apply([update("a", 1, last_sync_error="x")])
     assert [outcome.name for outcome in outcomes] == ["applied"]
-    assert beats[-1] - beats[0] > 0.4
-    assert max(after - before for before, after in pairwise(beats)) < 0.2
 
 
-async def test_a_file_locked_at_opening_is_transient(
-    store: ConnectorStore, path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_file_locked_at_opening_is_transient_and_never_blocks_the_loop(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.1)
-    with sqlite_shell(path.with_name("fresh.db")) as shell:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.5)
+    with sqlite_shell(path) as shell:
         shell.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(TransientError, match="locked"):
-            async with open_store(f"sqlite:///{path.parent}/fresh.db"):
-                pass
+        async with free_loop():
+            with pytest.raises(TransientError, match="locked"):
+                async with open_store(f"sqlite:///{path}"):
+                    pass
+
+
+async def test_opening_outlasts_another_process_that_makes_the_file(path: Path) -> None:
+    """SQLite itself gives up at once while the file's journal mode cannot be changed."""
+
+    async def opening() -> list[bool]:
+        async with open_store(f"sqlite:///{path}") as store:
+            return await store.add(["a"])
+
+    with sqlite_shell(path) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(opening())
+        await asyncio.wait({task}, timeout=0.2)
+        assert not task.done()
+        shell.execute("COMMIT")
+        assert await task == [True]
+
+
+async def test_opening_a_file_in_use_waits_for_no_writer(store: ConnectorStore, path: Path) -> None:
+    with sqlite_shell(path) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(2), open_store(f"sqlite:///{path}") as other:
+            assert other.store_id == store.store_id
 
 
 # Errors

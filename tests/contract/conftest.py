@@ -1,9 +1,10 @@
 """The stores that the contract is tried on; a new store is one more entry in `PLACES`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,35 @@ class Pin:
             yield
         finally:
             self.release.set()
+
+
+@dataclass(slots=True)
+class CancelAtWait:
+    """Runs a call and cancels it when it waits for the nth time."""
+
+    call: Coroutine[Any, Any, Any]
+    wait: int
+    delay: float  # seconds from the beginning of that wait
+    waits: int = 0
+
+    async def run(self) -> None:
+        await self
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        task, step = asyncio.current_task(), partial(self.call.send, None)
+        assert task is not None
+        while True:
+            try:
+                future = step()
+            except StopIteration:
+                return
+            self.waits += 1
+            if self.waits == self.wait:
+                asyncio.get_running_loop().call_later(self.delay, task.cancel)
+            try:
+                step = partial(self.call.send, (yield future))
+            except BaseException as error:  # noqa: BLE001 - the call decides
+                step = partial(self.call.throw, error)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """What `ConnectorStore` promises, tried on every store."""
 
 import asyncio
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.last_sync import LAST_SYNC_FIELDS
-from tests.contract.conftest import Pin, Place
+from tests.contract.conftest import CancelAtWait, Pin, Place
 from worker.merge import (
     Outcome,
     Stamp,
@@ -242,18 +243,42 @@ async def test_nothing_is_shared_with_the_stores_memory(store: ConnectorStore) -
 # Rejection
 
 
-async def test_content_that_cannot_be_kept_is_rejected_alone(store: ConnectorStore) -> None:
-    ids = [f"connector {number}" for number in range(50)]
+@pytest.mark.parametrize(
+    "poison",
+    [
+        update("17", 1, last_sync_error=LONE_SURROGATE),
+        update("17", 1, sync_cursor={"page": [LONE_SURROGATE]}),
+        Update(
+            connector_id="17",
+            fields={"last_sync_error": "x"},
+            stamp=Stamp(1, 1, LONE_SURROGATE, ""),
+        ),
+    ],
+    ids=["value", "cursor", "event id"],
+)
+async def test_content_that_cannot_be_kept_is_rejected_alone(
+    store: ConnectorStore, poison: Update
+) -> None:
+    ids = [str(number) for number in range(50)]
     await store.add(ids)
     batch = [update(id_, 1, last_sync_error="x") for id_ in ids]
-    batch[17] = update(ids[17], 1, last_sync_error=LONE_SURROGATE)
-    batch.insert(18, update(ids[17], 2, last_sync_status="error"))
+    batch[17] = poison
+    batch.insert(18, update("17", 2, last_sync_status="error"))
     outcomes = await store.apply(batch)
     assert outcomes[17].name == "rejected"
-    assert "surrogate" in outcomes[17].detail
+    assert "surrogates not allowed" in outcomes[17].detail
     assert set(names(outcomes[:17] + outcomes[18:])) == {"applied"}
-    assert await fields_of(store, ids[17]) == {"last_sync_status": "error"}
-    assert await fields_of(store, ids[49]) == {"last_sync_error": "x"}
+    assert await fields_of(store, "17") == {"last_sync_status": "error"}
+    assert await fields_of(store, "49") == {"last_sync_error": "x"}
+
+
+async def test_what_no_store_could_keep_is_no_matter_where_it_wins_nothing(
+    store: ConnectorStore,
+) -> None:
+    await store.add(["a"])
+    await store.apply([update("a", 2, last_sync_error="x")])
+    batch = [update(id_, 1, last_sync_error=LONE_SURROGATE) for id_ in ("a", "unknown")]
+    assert names(await store.apply(batch)) == ["superseded", "connector_not_found"]
 
 
 # Preview
@@ -333,24 +358,30 @@ async def test_readers_wait_for_no_writer_and_see_nothing_of_it_yet(
 # Cancellation
 
 
-async def test_a_cancelled_call_stores_all_or_nothing(
-    store: ConnectorStore, other: ConnectorStore
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Keep it from tidying up what a cancelled call should have tidied up itself."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@pytest.mark.parametrize("delay", [0, 0.0005], ids=["at once", "a little later"])
+async def test_a_call_cancelled_wherever_it_waits_stores_all_or_nothing(
+    store: ConnectorStore, other: ConnectorStore, delay: float
 ) -> None:
     await store.add(["a", "b"])
-    for at in count(1):
-        batch = [update(id_, at, last_indexed_document_count=at) for id_ in "ab"]
-        task = asyncio.create_task(store.apply(batch))
-        for _ in range(at):
-            await asyncio.wait({task}, timeout=0.0005)
-        ended = task.done()
-        task.cancel()
+    for wait in count(1):
+        batch = [update(id_, wait, last_indexed_document_count=wait) for id_ in "ab"]
+        cancelling = CancelAtWait(store.apply(batch), wait, delay)
         with suppress(asyncio.CancelledError):
-            await task
-        assert await fields_of(other, "a") == await fields_of(other, "b")
-        outcomes = await store.apply(batch)
-        assert set(names(outcomes)) <= {"applied", "duplicate"}
-        assert await fields_of(other, "b") == {"last_indexed_document_count": at}
-        if ended:
+            await asyncio.create_task(cancelling.run())
+        async with asyncio.timeout(2):  # no lock is left behind
+            outcomes = await other.apply(batch)
+        assert names(outcomes) in (["applied"] * 2, ["duplicate"] * 2)
+        assert await fields_of(store, "b") == {"last_indexed_document_count": wait}
+        if cancelling.waits < wait:
             break
 
 

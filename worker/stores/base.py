@@ -20,7 +20,7 @@ class Connector:
 class ConnectorStore(Protocol):
     """Connectors, their last-sync fields, and the stamps that decide who may change them.
 
-    Each sentence here is tried on every store by `tests/contract/`.
+    `tests/contract/` tries each promise on every store; each store's own tests try its errors.
 
     Order: outcomes, and the answers of `add` and `delete`, come in the order of what was given,
     one for each, and are those of handling one at a time in that order.

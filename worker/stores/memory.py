@@ -5,9 +5,18 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import uuid4
 
-from worker.merge import Outcome, State, Update, delete_batch, fold_batch, register_batch
+from worker.merge import (
+    Outcome,
+    State,
+    Update,
+    delete_batch,
+    fold_batch,
+    merge,
+    register_batch,
+)
 from worker.stores.base import Connector
 
 
@@ -30,14 +39,11 @@ class MemoryStore:
         return self._store_id
 
     async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
-        detached = [_detached(update) for update in updates]
-        sound = [update for update in detached if isinstance(update, Update)]
         async with self._lock:
-            states = await self._load({update.connector_id for update in sound})
-            changed, merged = fold_batch(states, sound)
-            self._states.update(changed)
-        outcomes = iter(merged)
-        return [u if isinstance(u, Outcome) else next(outcomes) for u in detached]
+            states = await self._load({update.connector_id for update in updates})
+            outcomes = [_merge(states, update) for update in updates]
+            self._states.update(states)
+            return outcomes
 
     async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
         states = await self._load({update.connector_id for update in updates})
@@ -77,14 +83,17 @@ class MemoryStore:
         return {id_: self._states[id_] for id_ in connector_ids if id_ in self._states}
 
 
-def _detached(update: Update) -> Update | Outcome:
-    """Copy what the caller may go on changing, or say why no store could keep it."""
-    try:
-        content = json.dumps([update.fields, update.stamp], ensure_ascii=False).encode()
+def _merge(states: dict[str, State], update: Update) -> Outcome:
+    before = states.get(update.connector_id)
+    after, outcome = merge(before, update)
+    if after is None or after is before:
+        return outcome
+    try:  # as real stores do; and the copy is not shared with the caller
+        kept = json.dumps([after.fields, after.stamps], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        return Outcome("rejected", f"text that UTF-8 cannot say: {error}")
-    fields = json.loads(content)[0]
-    return Update(connector_id=update.connector_id, fields=fields, stamp=update.stamp)
+        return Outcome("rejected", str(error))
+    states[update.connector_id] = replace(after, fields=json.loads(kept)[0])
+    return outcome
 
 
 def _connector(connector_id: str, state: State) -> Connector:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
 from sqlalchemy import ColumnElement, Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -50,6 +51,10 @@ class SqlStore:
         self._dialect = dialect
         self._store_id = store_id
         self._revision = revision
+        self._refusals: tuple[type[Exception], ...] = (
+            PydanticSerializationError,
+            *dialect.refusals,
+        )
         self._upsert = _upsert(dialect).compile(dialect=engine.dialect).string
 
     @property
@@ -127,7 +132,7 @@ class SqlStore:
     ) -> list[Outcome]:
         changed, outcomes = fold_batch(states, updates)
         try:
-            async with connection.begin_nested():
+            async with connection.begin_nested():  # PostgreSQL goes on after an error only so
                 await self._write(connection, changed)
         except RejectedError as error:
             if len(updates) == 1:
@@ -153,11 +158,11 @@ class SqlStore:
     ) -> None:
         if not states:
             return
-        rows = [row_of(id_, state, deleted_at) for id_, state in states.items()]
         with self._dialect.errors():
             try:
+                rows = [row_of(id_, state, deleted_at) for id_, state in states.items()]
                 await connection.exec_driver_sql(self._upsert, rows)
-            except self._dialect.refusals as error:
+            except self._refusals as error:
                 raise RejectedError(str(error)) from error
 
     def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:

@@ -53,6 +53,7 @@ async def open_sqlite(url: str) -> AsyncIterator[SqlStore]:
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
     )
     event.listen(engine.sync_engine, "connect", _set_synchronous)
+    event.listen(engine.sync_engine, "invalidate", _roll_back)
     try:
         yield SqlStore(engine, _dialect(url), store_id=store_id, revision=HEAD)
     finally:
@@ -138,6 +139,12 @@ def _set_synchronous(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
+
+
+def _roll_back(connection: Any, *_: Any) -> None:
+    # After a cancelled call: a connection closed with a statement not yet collected as garbage
+    # lives on as a zombie, and would keep the lock.
+    connection.rollback()
 
 
 async def _prepared(path: Path, url: str) -> str:
