@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from tests.brokers import Broker, BrokerFactory, Listener, NoBrokerError, find_brokers
 from tests.kafka import Kafka, Topics
@@ -13,6 +14,8 @@ from tests.programs import Cli, Spawn
 
 ENVIRON = pytest.StashKey[Mapping[str, str]]()
 BROKERS = pytest.StashKey[BrokerFactory | NoBrokerError]()
+# Microseconds on a local disk, and done once, before a store opens.
+PATH_LOOKUPS = ("os.access", "os.getcwd", "os.path.abspath", "os.stat")
 BEHIND_PROXY = "PROXIED"  # the listener that `make_broker(advertise=...)` adds
 
 MakeBroker = Callable[..., Broker]
@@ -41,6 +44,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def given(environ: Mapping[str, str]) -> str | None:
     return environ.get("LAST_SYNC_TEST_BOOTSTRAP")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_blocking() -> Iterator[None]:
+    """Fail a test in which our own code blocks the event loop."""
+    with blockbuster_ctx(scanned_modules=["worker", "schemas"]) as calls:
+        for name in PATH_LOOKUPS:
+            calls.functions[name].deactivate()
+        yield
 
 
 @pytest.fixture(scope="session")
