@@ -11,6 +11,7 @@ import click
 import structlog
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from schemas.last_sync import LAST_SYNC_FIELDS
 from schemas.scalars import Identifier
 from schemas.sync_finished import Invalid, SyncFinished
 from worker import app, events, logs, settings
@@ -417,7 +418,12 @@ def printable(text: str) -> str:
 
 
 def connector_json(connector: Connector) -> str:
-    return json.dumps({"id": connector.id, **connector.fields}, ensure_ascii=False)
+    return json.dumps({"id": connector.id, **ordered(connector)}, ensure_ascii=False)
+
+
+def ordered(connector: Connector) -> dict[str, JsonValue]:
+    """The fields that were set, in the contract's order and not in that of the events."""
+    return {name: connector.fields[name] for name in LAST_SYNC_FIELDS if name in connector.fields}
 
 
 @connectors.command("show", epilog=example("last-sync connectors show my-connector --json"))
@@ -433,7 +439,7 @@ def connectors_show(*, connector_id: str, as_json: bool, **given: Any) -> None:
         click.echo(connector_json(found))
         return
     click.echo(found.id)
-    for name, value in found.fields.items():
+    for name, value in ordered(found).items():
         text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
         click.echo(f"  {name:<38} {printable(text)}")
 
