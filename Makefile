@@ -54,16 +54,18 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "last-sync needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 			"name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half of one would pass for a whole
 
 # What tests and benchmarks need holds all that the demo needs.
 $(VENV)/demo.stamp: requirements/demo.txt pyproject.toml | $(BIN)/python
 	@if [ -e $(VENV)/dev.stamp ]; then $(MAKE) --no-print-directory $(VENV)/dev.stamp; else \
+		echo "installing requirements/demo.txt into $(VENV)" && \
 		$(PIP) install --quiet --require-hashes -r requirements/demo.txt && \
 		$(PIP) install --quiet --no-deps --no-build-isolation -e .; fi
 	@touch $@
 
 $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@echo "installing requirements/dev.txt into $(VENV)"
+	@$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
