@@ -212,7 +212,7 @@ def judged_text(judged: SyncFinished | Invalid) -> str:
     if isinstance(judged, Invalid):
         where = f"{judged.path}: " if judged.path else ""
         return f"invalid ({judged.reason}): {where}{judged.message}"
-    return f"ok, sets {', '.join(judged.fields())} of {judged.connector_id}"
+    return f"ok, sets {', '.join(sorted(judged.fields()))} of {judged.connector_id}"
 
 
 @cli.command(
