@@ -35,7 +35,7 @@ class _TooLong:
 # Raises `ValueError`, whose text is not meant for people: `refusal` says what is wrong. What it
 # accepts still has to be `storable`.
 parse: Final[Callable[[bytes], Any]] = partial(
-    jiter.from_json, catch_duplicate_keys=True, allow_inf_nan=False
+    jiter.from_json, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="keys"
 )
 
 

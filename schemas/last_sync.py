@@ -40,11 +40,17 @@ CUT = "… [cut]"
 UNKNOWN_ERROR = "unknown error"
 TERMINAL = frozenset({"completed", "error", "canceled"})
 
+# By job type: the fields for status, error and schedule.
 FAMILIES = {
-    "full": ("last_sync", "last_sync_scheduled_at"),
-    "incremental": ("last_sync", "last_incremental_sync_scheduled_at"),
+    "full": ("last_sync_status", "last_sync_error", "last_sync_scheduled_at"),
+    "incremental": (
+        "last_sync_status",
+        "last_sync_error",
+        "last_incremental_sync_scheduled_at",
+    ),
     "access_control": (
-        "last_access_control_sync",
+        "last_access_control_sync_status",
+        "last_access_control_sync_error",
         "last_access_control_sync_scheduled_at",
     ),
 }
@@ -118,6 +124,14 @@ class LastSync(BaseModel):
     def from_job(cls, job: SyncJob, occurred_at: datetime) -> Self:
         return cls.model_validate(job_fields(job, occurred_at))
 
+    def __eq__(self, other: object) -> bool:
+        """Compare the set fields too: clearing an error is not leaving it alone."""
+        if not isinstance(other, LastSync):
+            return NotImplemented
+        return super().__eq__(other) and self.model_fields_set == other.model_fields_set
+
+    __hash__ = None  # type: ignore[assignment]  # a cursor cannot be hashed
+
 
 LAST_SYNC_FIELDS: tuple[str, ...] = tuple(sorted(LastSync.model_fields))
 LAST_SYNC_TIMES = tuple(n for n in LAST_SYNC_FIELDS if n == "last_synced" or n.endswith("_at"))
@@ -129,10 +143,10 @@ def job_fields(job: SyncJob, occurred_at: datetime) -> dict[str, JsonValue]:
     """Give the fields that this job's record sets, ready for JSON."""
     status = job.status
     error = job.error or (UNKNOWN_ERROR if status == "error" else None)
-    family, scheduled_at = FAMILIES[job.job_type]
-    fields: dict[str, JsonValue] = {f"{family}_error": cut(error), f"{family}_status": status}
+    status_field, error_field, schedule_field = FAMILIES[job.job_type]
+    fields: dict[str, JsonValue] = {status_field: status, error_field: error and cut(error)}
     if job.scheduled_at is not None:
-        fields[scheduled_at] = time_text(job.scheduled_at)
+        fields[schedule_field] = time_text(job.scheduled_at)
     if status == "completed":
         fields["last_synced"] = time_text(job.completed_at or occurred_at)
     if job.job_type != "access_control" and status in TERMINAL:

@@ -87,10 +87,10 @@ class SyncFinished(BaseModel):
         if payload is not None and not payload.model_fields_set:
             raise _failed("empty_last_sync", "last_sync")
         carried, times = (job, JOB_TIMES) if job is not None else (payload, LAST_SYNC_TIMES)
-        values = carried.__dict__
+        values, occurred_at = carried.__dict__, self.occurred_at
         for name in times:
             moment = values[name]
-            if moment is not None and moment - self.occurred_at > SKEW:
+            if moment is not None and moment - occurred_at > SKEW:
                 raise _failed("time_after_event", f"{_name(job)}.{name}", time_text(moment))
         cursor = values["sync_cursor"]
         if cursor is not None and not storable(cursor):
@@ -132,8 +132,8 @@ class SyncFinished(BaseModel):
         job = self.job
         if job is None or job.started_at is None:
             return microseconds(self.occurred_at)
-        if job.status in TERMINAL:
-            return microseconds(max(self.occurred_at, job.started_at))
+        if job.status in TERMINAL and self.occurred_at > job.started_at:
+            return microseconds(self.occurred_at)
         return microseconds(job.started_at)
 
     @property
@@ -245,11 +245,15 @@ def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinis
         event = _validate(document) if frame is PLAIN else _framed(frame, document)
     except ValueError as error:
         return _claimed(refusal(value) or _explained(error), frame, document)
-    if isinstance(event, Invalid) or (_unread(document, event) and not storable(document)):
-        event = refusal(value) or event
+    if isinstance(event, Invalid):
+        problem = refusal(value) or event
+    elif _unread(document, event) and not storable(document):
+        problem = refusal(value) or _explained(ValueError("no store can keep it"))
     elif microseconds(event.occurred_at) - now > _SKEW_US:
-        event = _in_future(event, frame)
-    return _claimed(event, frame, document) if isinstance(event, Invalid) else event
+        problem = _in_future(event, frame)
+    else:
+        return event
+    return _claimed(problem, frame, document)
 
 
 def _explained(error: ValueError) -> Invalid:

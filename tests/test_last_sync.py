@@ -155,6 +155,12 @@ def test_a_field_left_out_is_no_part_of_the_payload() -> None:
     assert payload_fields(LastSync(last_sync_status="pending")) == {"last_sync_status": "pending"}
 
 
+def test_clearing_an_error_is_not_leaving_it_alone() -> None:
+    cleared = LastSync(last_sync_error=None, last_sync_status="pending")
+    assert cleared != LastSync(last_sync_status="pending")
+    assert cleared == LastSync(last_sync_status="pending", last_sync_error=None)
+
+
 def test_a_publisher_may_give_aware_datetimes_or_text() -> None:
     zone = timezone(timedelta(hours=1))
     moment = datetime(2024, 11, 9, 16, 13, 8, 231000, tzinfo=zone)

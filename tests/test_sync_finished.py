@@ -329,6 +329,12 @@ def test_a_time_is_rfc_3339_with_an_offset_and_kept_in_utc(text: str, written: s
 
 
 @pytest.mark.parametrize("text", TIMES)
+def test_a_time_is_kept_in_utc_whatever_its_offset(text: str) -> None:
+    read = accepted(event(occurred_at=text, job={"job_type": "full", "status": "pending"}))
+    assert read.occurred_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize("text", TIMES)
 def test_a_stamp_drops_the_same_digits_as_the_field(text: str) -> None:
     read = accepted(event(occurred_at=text, job={"job_type": "full", "status": "completed"}))
     written = read.fields()["last_synced"]
