@@ -247,7 +247,7 @@ def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinis
         return _claimed(refusal(value) or _explained(error), frame, document)
     if isinstance(event, Invalid):
         problem = refusal(value) or event
-    elif _unread(document, event) and not storable(document):
+    elif (frame is not PLAIN or _unread(document, event)) and not storable(document):
         problem = refusal(value) or _explained(ValueError("no store can keep it"))
     elif microseconds(event.occurred_at) - now > _SKEW_US:
         problem = _in_future(event, frame)
@@ -279,7 +279,7 @@ def _framed(frame: Frame, document: Any) -> SyncFinished | Invalid:
 
 
 def _unread(document: Any, event: SyncFinished) -> bool:
-    """Tell whether the document may have parts that validation did not look into."""
+    """Tell whether a plain document may have parts that validation did not look into."""
     job = event.job
     if len(document) != len(event.__pydantic_fields_set__):
         return True

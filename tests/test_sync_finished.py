@@ -1027,6 +1027,15 @@ def test_the_text_of_a_cloud_event_is_checked_as_a_whole() -> None:
     assert why(*structured(extension=json.loads(nested(64)))) == ("too_deep", "")
 
 
+@pytest.mark.parametrize("others", range(6))
+def test_however_many_fields_nobody_knows_they_are_all_read(others: int) -> None:
+    known = {f"x{number}": number for number in range(others)}
+    assert why(*binary({"job": JOB, **known, "note": "\0"})) == ("nul_character", "note")
+    assert why(*structured(**known, note="\0")) == ("nul_character", "note")
+    assert why(event(**known, note="\0")) == ("nul_character", "note")
+    assert why(job(**known, note="\0")) == ("nul_character", "job.note")
+
+
 # --- what a refusal says ------------------------------------------------------------------------
 
 
