@@ -75,7 +75,7 @@ def refusal(value: bytes) -> Invalid | None:
     except UnicodeDecodeError as error:
         found = f"the value has the byte 0x{value[error.start]:02x} at position {error.start}"
         return _refused("not_utf8", "", found)
-    if _depth(value) > MAX_DEPTH:
+    if _too_deep(value):
         return _refused("too_deep", "", f"the value is nested more than {MAX_DEPTH} deep")
     return _syntax_refusal(text)
 
@@ -91,18 +91,18 @@ def _syntax_refusal(text: str) -> Invalid | None:
     return next(_faults(tree, ""), None)
 
 
-def _depth(value: bytes) -> int:
+def _too_deep(value: bytes) -> bool:
     if value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
-        return 0
-    depth = deepest = 0
+        return False
+    depth = 0
     for match in _STRUCTURE.finditer(value):
-        token = match[0]
-        if token in b"{[":
+        if match[0] in b"{[":
             depth += 1
-            deepest = max(deepest, depth)
-        elif token in b"}]":
+            if depth > MAX_DEPTH:
+                return True
+        elif match[0] in b"}]":
             depth -= 1
-    return deepest
+    return False
 
 
 def _integer(digits: str) -> int | _TooLong:

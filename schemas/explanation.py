@@ -63,7 +63,7 @@ def _message(
 
 
 def _nearest(name: str) -> str:
-    near = get_close_matches(name, LAST_SYNC_FIELDS, n=1)
+    near = get_close_matches(name[:MAX_SHOWN], LAST_SYNC_FIELDS, n=1)
     return f"write {near[0]}" if near else f"the fields are {', '.join(LAST_SYNC_FIELDS)}"
 
 
