@@ -87,7 +87,8 @@ def _syntax_refusal(text: str) -> Invalid | None:
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        return _refused("invalid_json", "", f"the value is not JSON: {error.msg} at {where}")
+        what = error.msg.removesuffix(" at")
+        return _refused("invalid_json", "", f"the value is not JSON: {what} at {where}")
     return next(_faults(tree, ""), None)
 
 

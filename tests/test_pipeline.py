@@ -81,7 +81,7 @@ def test_an_invalid_record_is_a_400_that_names_the_field() -> None:
     assert isinstance(read, Invalid)
     letter = pipeline.letter(origin, read, read, ORIGIN, AT)
     assert (letter.status, letter.reason) == (400, read.reason)
-    assert letter.message.startswith("last_sync.last_sync_status: ")
+    assert letter.message.startswith('last_sync.last_sync_status is "Completed": ')
     assert letter.connector_id == "c"
 
 

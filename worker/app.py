@@ -125,17 +125,19 @@ async def _drain(
             ends = await client.end_offsets([TopicPartition(topic, n) for n in partitions])
 
     async def group_offsets() -> Mapping[TopicPartition, int]:
-        return await _group_offsets(admin, settings)
+        return await _group_offsets(admin, settings, list(ends))
 
     return consumer.Drain(ends=ends, group_offsets=group_offsets)
 
 
 async def _group_offsets(
-    admin: AIOKafkaAdminClient, settings: Settings
+    admin: AIOKafkaAdminClient, settings: Settings, partitions: Sequence[TopicPartition]
 ) -> Mapping[TopicPartition, int]:
     while True:
         try:
-            found = await admin.list_consumer_group_offsets(settings.kafka_group_id)
+            found = await admin.list_consumer_group_offsets(
+                settings.kafka_group_id, partitions=partitions
+            )
             break
         except GroupCoordinatorNotAvailableError:  # of a cluster that has had no group yet
             await asyncio.sleep(COORDINATOR_RETRY)
@@ -157,20 +159,26 @@ async def _check_kafka(settings: Settings) -> list[Verdict]:
             reached = Verdict(
                 name="broker", ok=True, text=f"reached {settings.kafka_bootstrap_servers}"
             )
-            found = topics.verdicts(await topics.describe(admin, settings), settings)
-            return [reached, *found, await _check_group(admin, settings)]
+            found = await topics.describe(admin, settings)
+            group = await _check_group(admin, settings, found.source)
+            return [reached, *topics.verdicts(found, settings), group]
     except LastSyncError as error:
         return [Verdict(name="broker", ok=False, text=str(error))]
 
 
-async def _check_group(admin: AIOKafkaAdminClient, settings: Settings) -> Verdict:
+async def _check_group(
+    admin: AIOKafkaAdminClient, settings: Settings, source: topics.Topic | None
+) -> Verdict:
+    count = source.partitions if source else 1
+    partitions = [TopicPartition(settings.kafka_topic, n) for n in range(count)]
     try:
         with kafka.translated(f"using the group {settings.kafka_group_id}"):
             async with asyncio.timeout(kafka.CONNECT_TIMEOUT):
-                offsets = await _group_offsets(admin, settings)
+                offsets = await _group_offsets(admin, settings, partitions)
     except LastSyncError as error:
         return Verdict(name="group", ok=False, text=str(error))
-    text = f"group {settings.kafka_group_id} has committed offsets of {len(offsets)} partitions"
+    known = sum(offset >= 0 for offset in offsets.values())
+    text = f"group {settings.kafka_group_id} has committed offsets of {known} partitions"
     return Verdict(name="group", ok=True, text=text)
 
 

@@ -210,8 +210,7 @@ def judged_json(judged: SyncFinished | Invalid) -> dict[str, JsonValue]:
 
 def judged_text(judged: SyncFinished | Invalid) -> str:
     if isinstance(judged, Invalid):
-        where = f"{judged.path}: " if judged.path else ""
-        return f"invalid ({judged.reason}): {where}{judged.message}"
+        return f"invalid ({judged.reason}): {judged.message}"
     return f"ok, sets {', '.join(sorted(judged.fields()))} of {judged.connector_id}"
 
 

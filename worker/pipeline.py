@@ -93,7 +93,7 @@ def letter(
 
 def _message(read: Update | Invalid, verdict: Verdict) -> str:
     if isinstance(verdict, Invalid):
-        return f"{verdict.path}: {verdict.message}" if verdict.path else verdict.message
+        return verdict.message
     if verdict.name == "connector_not_found":
         return (
             f"connector {read.connector_id!r} is not registered in the store: "

@@ -1,0 +1,342 @@
+"""The whole story in one command: an embedded broker, an embedded store, and the real worker."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from pydantic import JsonValue
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from schemas.dead_letter import DeadLetter
+from schemas.last_sync import SyncJob
+from schemas.sync_finished import Record, SyncFinished
+from worker import app, kafka, logs
+from worker.errors import LastSyncError, MisconfiguredError
+from worker.merge import Outcome, Update
+from worker.settings import Settings
+from worker.signals import stopping
+from worker.stores import ConnectorStore, open_store
+from worker.watchdog import Watchdog
+
+CONNECTORS = ("crm-accounts", "hr-wiki", "legal-contracts", "support-tickets")
+FORGOTTEN = "old-intranet"
+WIDTH = 80  # columns, where nobody is looking through a wider terminal
+WIDEST = 100
+SOURCE = "urn:connectors:nightly"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One record of the morning, and what a person would say of it."""
+
+    said: str
+    record: Record
+    event_id: str | None = None  # as the worker will know it; None where the record has none
+
+
+class Witness:
+    """A store that remembers what became of each event; all the rest is the store's own."""
+
+    def __init__(self, store: ConnectorStore) -> None:
+        self._store = store
+        self.outcomes: dict[str, list[str]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
+        outcomes = await self._store.apply(updates)
+        for update, outcome in zip(updates, outcomes, strict=True):
+            self.outcomes.setdefault(update.stamp.event_id, []).append(outcome.name)
+        return outcomes
+
+
+@dataclass(slots=True)
+class Stage:
+    """Where the story is told."""
+
+    console: Console
+    settings: Settings
+    store: ConnectorStore
+
+    def heading(self, text: str) -> None:
+        self.console.print(f"\n[bold]{text}[/bold]")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def show(self, what: RenderableType) -> None:
+        """Print without the blanks that a layout leaves at the end of lines."""
+        with self.console.capture() as captured:
+            self.console.print(what, highlight=False)
+        for line in captured.get().splitlines():
+            self.console.out(line.rstrip(), highlight=False)
+
+
+async def tell(configured: Settings) -> None:
+    """Play the morning and show what the worker made of it, on stdout."""
+    logs.configure("error", configured.log_format)
+    with _embedded_broker() as address, tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'last-sync.db'}"
+        settings = Settings.model_construct(
+            **{name: field.get_default() for name, field in Settings.model_fields.items()}
+            | {"kafka_bootstrap_servers": address}
+        )
+        async with open_store(url) as store:
+            stage = Stage(_console(), settings, store)
+            await _play(stage)
+
+
+def _console() -> Console:
+    console = Console()
+    console.width = min(WIDEST, console.width) if console.is_terminal else WIDTH
+    return console
+
+
+@contextmanager
+def _embedded_broker() -> Iterator[str]:
+    try:
+        from confluent_kafka import Producer  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise MisconfiguredError(
+            "the demo's broker is not installed: pip install 'last-sync-worker[demo]'"
+        ) from None
+    # The cluster lives as long as this client, which is used for nothing else.
+    host = Producer({"test.mock.num.brokers": 1, "log_level": 3})
+    (broker,) = host.list_topics(timeout=10).brokers.values()
+    yield f"{broker.host}:{broker.port}"
+
+
+async def _play(stage: Stage) -> None:
+    scenes = _morning(datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=3))
+    stage.heading("1. A broker, a store, four connectors")
+    stage.say(
+        f"Kafka at {stage.settings.kafka_bootstrap_servers} (librdkafka's mock cluster: the real\n"
+        "protocol, but no compaction and one member a group), and a SQLite store."
+    )
+    await stage.store.add(CONNECTORS)
+    stage.say(f"Registered: {', '.join(CONNECTORS)}.")
+
+    stage.heading("2. A morning of sync-finished events")
+    places = await _publish(stage.settings, scenes)
+    stage.say(
+        f"Published {len(scenes)} records to {stage.settings.kafka_topic}: plain JSON and\n"
+        "CloudEvents, one late, one twice, one for an unknown connector, three broken."
+    )
+
+    stage.heading("3. The worker reads them, until nothing is left")
+    witness = Witness(stage.store)
+    with stopping() as stop, Watchdog(stage.settings.watchdog_seconds) as watchdog:
+        await app.consume(stage.settings, witness, stop, watchdog, drain=True, topics_checked=False)
+        if stop.is_set():
+            raise LastSyncError("the demo was stopped before its end")
+    letters = await _letters(stage.settings)
+    stage.show(_outcomes(scenes, places, witness, letters))
+
+    stage.heading("4. What people see now: the connectors' last-sync stats")
+    stage.show(await _stats(stage.store))
+    stage.say(
+        "The late job did not push crm-accounts back, and the record that came twice\n"
+        "counted once: for each field the newest event wins, whatever the order."
+    )
+
+    stage.heading("5. What waits for a person: the dead letters")
+    _show_letters(stage, letters)
+
+
+def _morning(start: datetime) -> list[Scene]:
+    """Three hours ago until now: in order, late, twice, as CloudEvents, unknown and broken."""
+    at = _Clock(start)
+    completed = at.job(12, "full", "completed", began=0, indexed=1204, deleted=12)
+    return [
+        at.scene("hr-wiki: full sync is due", "hr-wiki", at.job(0, "full", "pending")),
+        at.scene("hr-wiki: it runs", "hr-wiki", at.job(0, "full", "in_progress", began=0)),
+        at.scene(
+            "crm-accounts: an incremental sync is done",
+            "crm-accounts",
+            at.job(9, "incremental", "completed", began=5, indexed=87, deleted=3),
+            framing="structured",
+        ),
+        done := at.scene("hr-wiki: it is done", "hr-wiki", completed),
+        at.scene(
+            "support-tickets: full sync failed",
+            "support-tickets",
+            at.job(31, "full", "error", began=30, error="503 from the ticket system"),
+        ),
+        at.scene(
+            "legal-contracts: permissions are synced",
+            "legal-contracts",
+            at.job(44, "access_control", "completed", began=40),
+            framing="binary",
+        ),
+        Scene(
+            said="hr-wiki: the same record once more", record=done.record, event_id=done.event_id
+        ),
+        at.scene(
+            "crm-accounts: yesterday's sync, a day late",
+            "crm-accounts",
+            at.job(-1440, "incremental", "completed", began=-1450, indexed=5, deleted=0),
+        ),
+        at.scene(
+            "old-intranet: a connector nobody registered",
+            FORGOTTEN,
+            at.job(50, "full", "completed", began=48, indexed=9, deleted=0),
+        ),
+        _broken("hr-wiki: a value cut off on its way", done.record.value[:70]),
+        _broken(
+            "hr-wiki: a status in capitals",
+            done.record.value.replace(b'"completed"', b'"Completed"'),
+        ),
+        _broken(
+            "hr-wiki: a count that is null",
+            at.payload(55, b'{"last_indexed_document_count":null}'),
+        ),
+    ]
+
+
+def _broken(said: str, value: bytes) -> Scene:
+    return Scene(said=said, record=Record(b"hr-wiki", value, []))
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Jobs and events by the minute of the morning."""
+
+    start: datetime
+
+    def moment(self, minute: float) -> datetime:
+        return self.start + timedelta(minutes=minute)
+
+    def job(
+        self,
+        minute: float,
+        job_type: str,
+        status: str,
+        *,
+        began: float | None = None,
+        indexed: int | None = None,
+        deleted: int | None = None,
+        error: str | None = None,
+    ) -> tuple[datetime, SyncJob]:
+        moment = self.moment(minute)
+        given: Mapping[str, Any] = {
+            "scheduled_at": self.moment(minute if began is None else began),
+            "started_at": None if began is None else self.moment(began),
+            "completed_at": moment if status == "completed" else None,
+            "indexed_document_count": indexed,
+            "deleted_document_count": deleted,
+            "error": error,
+        }
+        present = {name: value for name, value in given.items() if value is not None}
+        return moment, SyncJob(job_type=job_type, status=status, **present)
+
+    def scene(
+        self,
+        said: str,
+        connector_id: str,
+        happened: tuple[datetime, SyncJob],
+        framing: Any = "plain",
+    ) -> Scene:
+        moment, job = happened
+        event = SyncFinished.from_job(connector_id=connector_id, job=job, occurred_at=moment)
+        record = event.to_record(framing, source=None if framing == "plain" else SOURCE)
+        known = event.event_id if framing == "plain" else f"{SOURCE} {event.event_id}"
+        return Scene(said=said, record=record, event_id=known)
+
+    def payload(self, minute: float, last_sync: bytes) -> bytes:
+        occurred_at = self.moment(minute).isoformat().encode()
+        return (
+            b'{"event_id":"by-hand","connector_id":"hr-wiki","occurred_at":"%s","last_sync":%s}'
+            % (occurred_at, last_sync)
+        )
+
+
+async def _publish(settings: Settings, scenes: Sequence[Scene]) -> list[tuple[int, int]]:
+    """Send the records one by one; gives the partition and offset of each."""
+    producer = AIOKafkaProducer(**kafka.client_options(settings), acks="all")
+    places = []
+    async with kafka.started(producer, settings):
+        await producer.partitions_for(settings.dead_letter_topic)  # made by being asked for
+        for scene in scenes:
+            key, value, headers = scene.record
+            sent = await producer.send_and_wait(
+                settings.kafka_topic, value, key=key, headers=headers
+            )
+            places.append((sent.partition, sent.offset))
+    return places
+
+
+async def _letters(settings: Settings) -> list[DeadLetter]:
+    """Read the dead-letter topic, from its beginning to its end of now."""
+    reader = AIOKafkaConsumer(
+        settings.dead_letter_topic,
+        **kafka.client_options(settings),
+        auto_offset_reset="earliest",
+    )
+    letters = []
+    async with kafka.started(reader, settings):
+        ends = await reader.end_offsets(reader.assignment())
+        while any([await reader.position(tp) < end for tp, end in ends.items()]):
+            for records in (await reader.getmany(timeout_ms=100)).values():
+                letters += [DeadLetter.from_record(r.key, r.value, r.headers) for r in records]
+    return sorted(letters, key=lambda letter: letter.timestamp_ms)
+
+
+def _outcomes(
+    scenes: Sequence[Scene],
+    places: Sequence[tuple[int, int]],
+    witness: Witness,
+    letters: Sequence[DeadLetter],
+) -> Table:
+    table = Table("record", "outcome", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    reasons = {(letter.partition, letter.offset): letter.reason for letter in letters}
+    for scene, place in zip(scenes, places, strict=True):
+        if reason := reasons.get(place):
+            table.add_row(scene.said, f"[red]dead letter[/red]: {reason}")
+        else:
+            outcome = witness.outcomes[scene.event_id or ""].pop(0)
+            colour = "green" if outcome == "applied" else "yellow"
+            table.add_row(scene.said, f"[{colour}]{outcome}[/{colour}]")
+    return table
+
+
+async def _stats(store: ConnectorStore) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("connector", "content", "permissions", "synced (UTC)"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("indexed", justify="right")
+    table.add_column("error")
+    async for connector in store.connectors():
+        fields = connector.fields
+        table.add_row(
+            connector.id,
+            _shown(fields.get("last_sync_status")),
+            _shown(fields.get("last_access_control_sync_status")),
+            _shown(fields.get("last_synced"))[11:19] or "-",
+            _shown(fields.get("last_indexed_document_count")),
+            _shown(fields.get("last_sync_error")),
+        )
+    return table
+
+
+def _shown(value: JsonValue) -> str:
+    return "-" if value is None else str(value)
+
+
+def _show_letters(stage: Stage, letters: Sequence[DeadLetter]) -> None:
+    for letter in letters:
+        stage.say(f"[red]{letter.reason}[/red] ({letter.status})")
+        stage.say(f"  {escape(letter.id)}")
+        stage.show(Padding(escape(letter.message), (0, 0, 0, 2)))
+    stage.say(
+        f"\nEach is a record of {stage.settings.dead_letter_topic}: the original bytes, and\n"
+        "headers with the reason. Nothing was lost, and nothing wrong was stored."
+    )
