@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, for_code
 
 from tests.eventually import eventually
@@ -115,6 +116,29 @@ class Kafka:
             for one, found in offsets.items()
             if one.topic == topic and found.offset >= 0
         }
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete the topic, and wait until the cluster has forgotten it."""
+        async with self._admin() as admin:
+            await admin.delete_topics([name])
+
+            async def gone() -> bool:
+                (found,) = await admin.describe_topics([name])
+                return bool(found["error_code"])
+
+            await eventually(gone)
+
+    async def alter(self, topic: str, changes: Mapping[str, str]) -> None:
+        async with self._admin() as admin:
+            wanted = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(changes))
+            (response,) = await admin.alter_configs([wanted])
+        assert not response.resources[0][0], response
+
+    async def configs(self, topic: str) -> dict[str, str]:
+        async with self._admin() as admin:
+            wanted = ConfigResource(ConfigResourceType.TOPIC, topic)
+            (response,) = await admin.describe_configs([wanted])
+        return {entry[0]: entry[1] for entry in response.resources[0][4]}
 
     @asynccontextmanager
     async def _reader(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:

@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 POLL = 0.5  # seconds that one poll waits for records
 SLOW = 1.0  # seconds after which a batch in flight counts as held and polling goes on without it
-COMMIT_TIMEOUT = 10.0  # seconds
+COMMIT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 5.0  # seconds
 LOOK_AROUND = 5.0  # seconds between looks at the end of the topic
 DRAIN_CHECK = 0.3  # seconds between looks at the group's committed offsets
@@ -150,6 +150,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._stalled_after = stalled_after
         self._stop = stop
         self._work: asyncio.Task[None] | None = None
+        self._step = ""
         self._held: str | None = None
         self._abandoned = False
         self._committed: dict[TopicPartition, int] = {}
@@ -225,6 +226,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
             await asyncio.wait({work}, timeout=SLOW)
+            if not work.done() and self._held is None:
+                log.warning("batch.slow", step=self._step, waiting_for=f"{self._step} to answer")
             while not work.done():
                 await self._tick(work)
         finally:
@@ -250,15 +253,16 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             self._work.exception()  # seen, for the case that another error is on its way
 
     async def _finish(self, batch: Batch) -> None:
-        await self._until_done("store", lambda: self._classify(batch))
+        await self._until_done("the store", lambda: self._classify(batch))
         letters = self._dead_letters(batch)
         if letters:
-            await self._until_done("dead letters", lambda: self._publish(batch, letters))
+            await self._until_done("the dead-letter topic", lambda: self._publish(batch, letters))
         self._breaker.passed(self._seen(batch))
-        await self._until_done("commit", lambda: self._commit(batch))
+        await self._until_done("the commit", lambda: self._commit(batch))
         self._report(batch)
 
     async def _until_done(self, step: str, attempt: Callable[[], Awaitable[None]]) -> None:
+        self._step = step
         for delay in backoff():
             try:
                 await attempt()

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Self
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
 
 from schemas.dead_letter import DeadLetter
 from worker import kafka
-from worker.errors import TransientError
+from worker.errors import MisconfiguredError, TransientError
 from worker.settings import Settings
 
 PUBLISH_TIMEOUT = 10.0  # seconds for all letters of a batch
@@ -47,6 +48,12 @@ class DeadLetterTopic:
             with kafka.translated(f"writing to {self._settings.dead_letter_topic}"):
                 async with asyncio.timeout(PUBLISH_TIMEOUT):
                     await self._send(letters)
+        except MessageSizeTooLargeError:
+            raise MisconfiguredError(
+                f"the dead-letter topic {self._settings.dead_letter_topic} refuses a letter that "
+                f"fits {self._max_bytes} bytes, which it took when this worker started: "
+                "run `last-sync topics create`"
+            ) from None
         except TransientError:
             await self._drop_producer()  # after a time-out its buffers cannot be trusted
             raise

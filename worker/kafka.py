@@ -16,7 +16,7 @@ from aiokafka.helpers import create_ssl_context
 from worker.errors import MisconfiguredError, TransientError
 from worker.settings import Settings, variable
 
-CONNECT_TIMEOUT = 8.0  # seconds; "cannot start" has to be said within ten
+CONNECT_TIMEOUT = 6.0  # seconds; "cannot start" has to be said within ten
 CLOSE_TIMEOUT = 2.0  # seconds
 
 NOT_ALLOWED = (
@@ -37,8 +37,6 @@ UNUSABLE = (
     kafka.InvalidSessionTimeoutError,
     kafka.InconsistentGroupProtocolError,
     kafka.PolicyViolationError,
-    kafka.RecordTooLargeError,
-    kafka.MessageSizeTooLargeError,
 )
 
 

@@ -1,0 +1,117 @@
+"""The real program on a real broker, and what it is held against."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance import generator
+from tests.eventually import eventually
+from tests.kafka import Kafka, Topics
+from tests.programs import Cli, Spawn, Spawned
+
+
+@dataclass(slots=True, kw_only=True)
+class Stack:
+    """A topic, a store, and the program with the settings for both."""
+
+    kafka: Kafka
+    topics: Topics
+    cli: Cli
+    spawn: Spawn
+    folder: Path
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "store.db"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap,
+            "LAST_SYNC_KAFKA_TOPIC": self.topics.source,
+            "LAST_SYNC_KAFKA_DEAD_LETTER_TOPIC": self.topics.dlq,
+            "LAST_SYNC_KAFKA_GROUP_ID": self.topics.group,
+            "LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS": "2000",
+            "LAST_SYNC_STORE_URL": f"sqlite:///{self.database}",
+            **self.more,
+        }
+
+    async def fill(self, made: generator.Topic) -> None:
+        await self.register(made.registered)
+        await self.kafka.produce(self.topics.source, made.records)
+
+    async def register(self, connector_ids: list[str]) -> None:
+        done = await self.cli(
+            "connectors", "add", env=self.env, stdin="".join(f"{name}\n" for name in connector_ids)
+        )
+        assert done.exit_code == 0, done.stderr
+
+    def worker(self, *arguments: str, **more: str) -> Spawned:
+        return self.spawn("run", *arguments, env={**self.env, **more})
+
+    async def drain(self, **more: str) -> None:
+        done = await self.cli("run", "--drain", env={**self.env, **more}, timeout=90)
+        assert done.exit_code == 0, done.stderr[-2000:]
+
+    async def stored(self) -> dict[str, dict[str, Any]]:
+        """Read the store through the program, connector by connector."""
+        listed = await self.cli("connectors", "list", "--json", env=self.env)
+        assert listed.exit_code == 0, listed.stderr
+        documents = map(json.loads, listed.stdout.splitlines())
+        return {document.pop("id"): document for document in documents}
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Read the store's table, stamps too."""
+        connection = sqlite3.connect(self.database)
+        try:
+            return connection.execute("SELECT * FROM connectors ORDER BY id").fetchall()
+        finally:
+            connection.close()
+
+    async def letters(self) -> dict[bytes, tuple[str, int, bytes | None]]:
+        """Read the open letters: reason, status and original value by letter id."""
+        found = {}
+        for record in await self.kafka.read_all(self.topics.dlq):
+            headers = dict(record.headers)
+            reason, status = headers["__dlq.errors.reason"], headers["__dlq.errors.status"]
+            assert record.key is not None
+            assert reason is not None
+            assert status is not None
+            null = headers.get("__dlq.errors.value_null") == b"true"
+            found[record.key] = (reason.decode(), int(status), None if null else record.value)
+        return found
+
+    async def committed(self) -> dict[int, int]:
+        return await self.kafka.committed(self.topics.group, self.topics.source)
+
+    async def is_drained(self) -> bool:
+        return await self.committed() == await self.kafka.end_offsets(self.topics.source)
+
+    async def drained(self, timeout: float = 60) -> None:  # noqa: ASYNC109 - a test's patience
+        await eventually(self.is_drained, timeout)
+
+    async def assert_true_to(self, made: generator.Topic) -> None:
+        """Nothing lost, nothing wrong, and exactly the right letters."""
+        assert await self.is_drained()
+        stored, expected = await self.stored(), made.expected
+        assert stored.keys() == expected.keys()
+        wrong = {
+            name: (stored[name], expected[name])
+            for name in stored
+            if stored[name] != expected[name]
+        }
+        assert not wrong
+        assert Counter((await self.letters()).values()) == made.failing
+
+
+@pytest.fixture
+def stack(kafka: Kafka, topic: Topics, cli: Cli, spawn: Spawn, tmp_path: Path) -> Stack:
+    """Work on the session's broker, with topics and a store of the test's own."""
+    return Stack(kafka=kafka, topics=topic, cli=cli, spawn=spawn, folder=tmp_path)
