@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import gc
 import re
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -359,18 +361,21 @@ def release(held: subprocess.Popen[bytes]) -> None:
 
 
 def _output(command: Sequence[str], *, cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=cwd,
-        timeout=FETCH_TIMEOUT,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise NoBrokerError(f"{' '.join(command)} failed: {done.stdout.strip()[-2000:]}")
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            timeout=FETCH_TIMEOUT,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise NoBrokerError(f"{command[0]} failed: {error.stdout.strip()[-2000:]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoBrokerError(f"{command[0]} failed: {error}") from error
     return done.stdout
 
 
@@ -393,25 +398,33 @@ def find_brokers(environ: Mapping[str, str], say: Callable[[str], None]) -> Brok
         else:
             say(f"Kafka {KAFKA} from {name}")
             return make
+        _collect_sockets()
     raise NoBrokerError(
         "No Kafka to test on: set LAST_SYNC_TEST_BOOTSTRAP to a broker's host:port, or start a "
         f"Docker engine, or install Java {OLDEST_JAVA} or newer and Maven ({'; '.join(troubles)})."
     )
 
 
+def _collect_sockets() -> None:
+    """Drop what Docker's client leaves open when nobody answers, lest a later test is blamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 def docker_brokers(environ: Mapping[str, str]) -> BrokerFactory:
+    doing = "reach an engine"
     try:
-        with contextlib.closing(docker.from_env(timeout=5)) as engine:
+        with contextlib.closing(docker.from_env(timeout=5, environment=environ)) as engine:
             engine.ping()
-    except DockerException as error:
-        raise NoBrokerError(f"no engine answers ({first_line(error)})") from error
-    try:
-        with contextlib.closing(docker.from_env(timeout=60)) as engine:
+        doing = f"pull {IMAGE}"
+        with contextlib.closing(docker.from_env(timeout=60, environment=environ)) as engine:
             _ensure_image(engine)
+        doing = "run a broker"
+        with DockerBroker() as probe:  # its ports may not be ours: the engine can be far away
+            probe.start()
     except (DockerException, OSError) as error:
-        raise NoBrokerError(f"cannot pull {IMAGE} ({first_line(error)})") from error
-    with DockerBroker() as probe:  # its ports may not be ours: the engine can be far away
-        probe.start()
+        raise NoBrokerError(f"cannot {doing} ({first_line(error)})") from error
     return DockerBroker
 
 

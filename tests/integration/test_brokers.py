@@ -8,7 +8,7 @@ import sys
 import pytest
 from aiokafka.errors import KafkaError
 
-from tests.brokers import Broker, BrokerFactory, NoBrokerError
+from tests.brokers import Broker, BrokerFactory, NoBrokerError, find_brokers
 from tests.conftest import ENVIRON
 from tests.eventually import eventually
 from tests.kafka import Kafka, Record, Topics
@@ -65,6 +65,22 @@ def test_a_broker_that_does_not_start_shows_the_end_of_its_log(brokers: BrokerFa
         pytest.raises(NoBrokerError, match="none"),
     ):
         broker.start()
+
+
+def test_a_machine_without_any_kafka_is_told_the_three_ways() -> None:
+    nothing = {"DOCKER_HOST": "unix:///nowhere", "JAVA_HOME": "/nowhere"}
+    said: list[str] = []
+    with pytest.raises(NoBrokerError, match=r"LAST_SYNC_TEST_BOOTSTRAP.*Docker.*Java 17.*Maven"):
+        find_brokers(nothing, said.append)
+    assert [line.split(":")[0] for line in said] == ["no Kafka from docker", "no Kafka from jars"]
+
+
+def test_a_forced_way_is_the_only_one_tried() -> None:
+    said: list[str] = []
+    forced = {"DOCKER_HOST": "unix:///nowhere", "LAST_SYNC_TEST_BROKER": "docker"}
+    with pytest.raises(NoBrokerError, match="docker: cannot reach an engine"):
+        find_brokers(forced, said.append)
+    assert len(said) == 1
 
 
 KILLED_WITH_A_BROKER = """
