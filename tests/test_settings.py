@@ -106,6 +106,20 @@ def test_a_bad_value_is_named_with_its_variable(
     assert refusal().startswith(f"LAST_SYNC_{name}={value!r}: ")
 
 
+@pytest.mark.parametrize("servers", ["", ",", "a:9092,", "host:abc", ":9092"])
+def test_brokers_have_to_be_addresses(servers: str) -> None:
+    text = refusal(kafka_bootstrap_servers=servers)
+    assert text.startswith(f"LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS={servers!r}: ")
+    assert "localhost:9092" in text
+
+
+def test_a_bad_option_is_shown_and_not_the_variable_that_it_beats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LAST_SYNC_BATCH_SIZE", "7")
+    assert refusal(batch_size="many").startswith("LAST_SYNC_BATCH_SIZE='many': ")
+
+
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KAFKA_SASL_PASSWORD", "KAFKA_SSL_PASSWORD", "KAFKA_SASL_OAUTH_TOKEN"):
         monkeypatch.setenv(f"LAST_SYNC_{name}", "hunter2")

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from aiokafka.conn import collect_hosts
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import MisconfiguredError
@@ -17,6 +18,20 @@ TEST_PREFIX = "LAST_SYNC_TEST_"  # read by the test suite alone
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _servers(text: str) -> str:
+    """Check `host:port` or `host`, comma-separated, as the client reads them."""
+    try:
+        hosts = [host for host, _, _ in collect_hosts(text)]
+    except ValueError:
+        hosts = []
+    if not hosts or not all(hosts):
+        raise ValueError("write host:port, for example localhost:9092; several with commas")
+    return text
+
+
+Servers = Annotated[str, AfterValidator(_servers)]
 
 
 class Settings(BaseSettings):
@@ -34,7 +49,7 @@ class Settings(BaseSettings):
     store_url: SecretStr | None = Field(
         None, description="Connector store: sqlite:///last-sync.db, memory://"
     )
-    kafka_bootstrap_servers: Text = Field(
+    kafka_bootstrap_servers: Servers = Field(
         "localhost:9092", description="Kafka brokers to start from, host:port, comma-separated"
     )
     kafka_topic: Text = Field(
@@ -138,7 +153,7 @@ def load(options: Mapping[str, Any] | None = None, *, also_known: Iterable[str] 
     try:
         return Settings(**(options or {}))
     except ValidationError as error:
-        raise MisconfiguredError(_sentence(error)) from None
+        raise MisconfiguredError(_sentence(error, options or {})) from None
 
 
 def _refuse_unknown(also_known: Iterable[str]) -> None:
@@ -159,18 +174,18 @@ def _refuse_unknown(also_known: Iterable[str]) -> None:
         )
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, options: Mapping[str, Any]) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
         return message
     field = str(first["loc"][0])
-    return f"{variable(field)}{_found(field)}: {message[:1].lower()}{message[1:]}"
+    return f"{variable(field)}{_found(field, options)}: {message[:1].lower()}{message[1:]}"
 
 
-def _found(field: str) -> str:
-    """The value as set, unless it is a secret or was given as an option."""
+def _found(field: str, options: Mapping[str, Any]) -> str:
+    """The value that was given, unless it is a secret."""
     if "SecretStr" in str(Settings.model_fields[field].annotation):
         return ""
-    value = os.environ.get(variable(field))
+    value = options.get(field, os.environ.get(variable(field)))
     return "" if value is None else f"={value!r}"
