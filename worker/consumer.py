@@ -156,11 +156,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._committed: dict[TopicPartition, int] = {}
         self._looked = self._progressed = time.monotonic()
 
-    @property
-    def waiting_for(self) -> str | None:
-        """What the worker holds for, in words."""
-        return self._held
-
     async def run(self, drain: Drain | None = None) -> None:
         """Work until `stop` is set, or until what there was to drain is done."""
         while not self._stop.is_set():

@@ -2,6 +2,7 @@
 
 from tests.acceptance import generator
 from tests.acceptance.conftest import Stack
+from tests.eventually import eventually
 
 
 async def test_an_empty_registry_holds_and_registering_the_connectors_releases_it(
@@ -41,3 +42,14 @@ async def test_a_share_of_1_lets_the_letters_be_written(stack: Stack) -> None:
     letters = await stack.letters()
     assert len(letters) == len(made.records)
     assert {reason for reason, _, _ in letters.values()} == {"connector_not_found"}
+
+
+async def test_a_drain_does_not_end_while_it_holds(stack: Stack) -> None:
+    made = generator.topic(500, 100, seed=15, unknown=0, malformed=0)
+    await stack.kafka.produce(stack.topics.source, made.records)
+    worker = stack.worker("--drain")
+    await eventually(lambda: worker.stderr.count("batch.held") >= 5, 30)
+    assert worker.exit_code is None
+    await stack.register(made.registered)
+    assert await worker.ended(20) == 0
+    await stack.assert_true_to(made)

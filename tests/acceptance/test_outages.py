@@ -94,3 +94,19 @@ async def test_a_broker_that_is_away_is_waited_for_and_nothing_is_lost(
     await stack.assert_true_to(made)
     worker.signal(signal.SIGTERM)
     assert await worker.ended() == 0
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_while_the_broker_is_dead_ends_with_0_within_ten_seconds(
+    own: Own, how: str, signum: signal.Signals
+) -> None:
+    stack, broker = own
+    made = generator.topic(6_000, 200, seed=14, unknown=0, malformed=0)
+    await stack.fill(made)
+    worker = stack.worker(LAST_SYNC_BATCH_SIZE="50")
+    await worker.says("batch.done", 30)
+    getattr(broker, how)()
+    await worker.says("waiting_for", 20)
+    worker.signal(signum)
+    assert await worker.ended(10) == 0
