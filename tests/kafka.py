@@ -117,6 +117,10 @@ class Kafka:
             if one.topic == topic and found.offset >= 0
         }
 
+    async def topics(self) -> list[str]:
+        async with self._admin() as admin:
+            return await admin.list_topics()
+
     async def delete_topic(self, name: str) -> None:
         """Delete the topic, and wait until the cluster has forgotten it."""
         async with self._admin() as admin:

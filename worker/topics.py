@@ -66,23 +66,28 @@ async def describe(admin: AIOKafkaAdminClient, settings: Settings) -> Topics:
 
 
 async def _describe(admin: AIOKafkaAdminClient, name: str) -> Topic | None:
-    (topic,) = await admin.describe_topics([name])
-    error = for_code(topic["error_code"])
-    if error is UnknownTopicOrPartitionError:
-        return None
-    if topic["error_code"]:
-        raise error(name)
+    # The configs first: asking for the metadata of a topic that is not there can create it.
     wanted = ConfigResource(ConfigResourceType.TOPIC, name)
     (response,) = await admin.describe_configs([wanted])
     code, message, _, _, entries = response.resources[0]
-    if code:
-        raise for_code(code)(message or name)
+    if not _exists(code, message or name):
+        return None
+    (topic,) = await admin.describe_topics([name])
+    if not _exists(topic["error_code"], name):
+        return None
     return Topic(
         name=name,
         partitions=len(topic["partitions"]),
         configs={entry[0]: entry[1] for entry in entries},
         own={entry[0]: entry[1] for entry in entries if entry[3] == DYNAMIC_TOPIC_CONFIG},
     )
+
+
+def _exists(code: int, message: str) -> bool:
+    error = for_code(code)
+    if code and error is not UnknownTopicOrPartitionError:
+        raise error(message)
+    return not code
 
 
 def verdicts(topics: Topics, settings: Settings) -> list[Verdict]:
