@@ -398,14 +398,14 @@ def find_brokers(environ: Mapping[str, str], say: Callable[[str], None]) -> Brok
         else:
             say(f"Kafka {KAFKA} from {name}")
             return make
-        _collect_sockets()
+        collect_sockets()
     raise NoBrokerError(
         "No Kafka to test on: set LAST_SYNC_TEST_BOOTSTRAP to a broker's host:port, or start a "
         f"Docker engine, or install Java {OLDEST_JAVA} or newer and Maven ({'; '.join(troubles)})."
     )
 
 
-def _collect_sockets() -> None:
+def collect_sockets() -> None:
     """Drop what Docker's client leaves open when nobody answers, lest a later test is blamed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -419,7 +419,7 @@ def docker_brokers(environ: Mapping[str, str]) -> BrokerFactory:
             engine.ping()
         doing = f"pull {IMAGE}"
         with contextlib.closing(docker.from_env(timeout=60, environment=environ)) as engine:
-            _ensure_image(engine)
+            ensure_image(engine, IMAGE)
         doing = "run a broker"
         with DockerBroker() as probe:  # its ports may not be ours: the engine can be far away
             probe.start()
@@ -428,11 +428,11 @@ def docker_brokers(environ: Mapping[str, str]) -> BrokerFactory:
     return DockerBroker
 
 
-def _ensure_image(engine: Any) -> None:
+def ensure_image(engine: Any, image: str) -> None:
     try:
-        engine.images.get(IMAGE)
+        engine.images.get(image)
     except ImageNotFound:
-        engine.images.pull(IMAGE)
+        engine.images.pull(image)
 
 
 def jar_brokers(environ: Mapping[str, str]) -> BrokerFactory:

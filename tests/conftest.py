@@ -1,19 +1,30 @@
 """Fixtures for tests on a real broker and of the real program."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 from tests.brokers import Broker, BrokerFactory, Listener, NoBrokerError, find_brokers
 from tests.kafka import Kafka, Topics
-from tests.programs import Cli, Spawn
+from tests.postgres import (
+    Databases,
+    NoPostgresError,
+    PostgresFactory,
+    PostgresServer,
+    find_postgres,
+)
+from tests.programs import LAST_SYNC, Cli, Spawn
 
 ENVIRON = pytest.StashKey[Mapping[str, str]]()
 BROKERS = pytest.StashKey[BrokerFactory | NoBrokerError]()
+POSTGRES = pytest.StashKey[PostgresFactory | NoPostgresError]()
+TEMPLATE = "last_sync_test_template"
 # Microseconds on a local disk, and done once, before a store opens.
 PATH_LOOKUPS = ("os.access", "os.getcwd", "os.path.abspath", "os.stat")
 BEHIND_PROXY = "PROXIED"  # the listener that `make_broker(advertise=...)` adds
@@ -29,21 +40,31 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch what brokers need before the first test, whose timeout a download must not eat."""
+    """Fetch what servers need before the first test, whose timeout a download must not eat."""
+    if session.config.option.collectonly:
+        return
     environ = session.config.stash[ENVIRON]
-    needing = {"brokers"} if given(environ) else {"brokers", "bootstrap"}
-    wanted = any(needing & set(getattr(item, "fixturenames", ())) for item in session.items)
-    if wanted and not session.config.option.collectonly:
-        writer = session.config.get_terminal_writer()
+    say = session.config.get_terminal_writer().line
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if "brokers" in wanted or ("bootstrap" in wanted and not given_kafka(environ)):
         try:
-            found: BrokerFactory | NoBrokerError = find_brokers(environ, writer.line)
+            session.config.stash[BROKERS] = find_brokers(environ, say)
         except NoBrokerError as error:
-            found = error
-        session.config.stash[BROKERS] = found
+            session.config.stash[BROKERS] = error
+    places = wanted & {"databases", "place"} and not given_postgres(environ)
+    if "postgres_servers" in wanted or places:
+        try:
+            session.config.stash[POSTGRES] = find_postgres(environ, say)
+        except NoPostgresError as error:
+            session.config.stash[POSTGRES] = error
 
 
-def given(environ: Mapping[str, str]) -> str | None:
+def given_kafka(environ: Mapping[str, str]) -> str | None:
     return environ.get("LAST_SYNC_TEST_BOOTSTRAP")
+
+
+def given_postgres(environ: Mapping[str, str]) -> str | None:
+    return environ.get("LAST_SYNC_TEST_POSTGRES")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,7 +88,7 @@ def brokers(pytestconfig: pytest.Config) -> BrokerFactory:
 @pytest.fixture(scope="session")
 def bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the address of the session's one broker."""
-    if address := given(request.config.stash[ENVIRON]):
+    if address := given_kafka(request.config.stash[ENVIRON]):
         yield address
         return
     make: BrokerFactory = request.getfixturevalue("brokers")
@@ -100,6 +121,63 @@ def make_broker(brokers: BrokerFactory) -> Iterator[MakeBroker]:
 def own_broker(make_broker: MakeBroker) -> Broker:
     """Start a broker that the test may stop, kill and freeze."""
     return make_broker()
+
+
+@pytest.fixture(scope="session")
+def postgres_servers(pytestconfig: pytest.Config) -> PostgresFactory:
+    """How servers are made on this machine; a failure, with the three ways, where it has none."""
+    found = pytestconfig.stash[POSTGRES]
+    if isinstance(found, NoPostgresError):
+        pytest.fail(str(found), pytrace=False)
+    return found
+
+
+@pytest.fixture(scope="session")
+def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """Make databases on the session's one server, with the schema of `last-sync store upgrade`."""
+    with ExitStack() as stack:
+        url = given_postgres(request.config.stash[ENVIRON])
+        if url is None:
+            make: PostgresFactory = request.getfixturevalue("postgres_servers")
+            server = stack.enter_context(make())
+            server.start()
+            url = server.url
+        databases = Databases(url)
+        databases.make_template(TEMPLATE, upgrade)
+        yield databases
+
+
+def upgrade(url: str) -> None:
+    subprocess.run([LAST_SYNC, "store", "upgrade", "--store", url], check=True, timeout=60)
+
+
+@pytest.fixture
+def database(databases: Databases) -> Iterator[str]:
+    """Give the URL of a PostgreSQL store of the test's own."""
+    url = databases.create(TEMPLATE)
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def empty_database(databases: Databases) -> Iterator[str]:
+    """Give the URL of a PostgreSQL database without a schema."""
+    url = databases.create()
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def make_postgres(postgres_servers: PostgresFactory) -> Iterator[Callable[..., PostgresServer]]:
+    """Start servers of the test's own, which it may stop, kill and freeze."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> PostgresServer:
+            server = stack.enter_context(postgres_servers(**options))
+            server.start()
+            return server
+
+        yield make
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ class Kafka:
 
     async def topics(self) -> list[str]:
         async with self._admin() as admin:
-            return await admin.list_topics()
+            return list(await admin.list_topics())
 
     async def delete_topic(self, name: str) -> None:
         """Delete the topic, and wait until the cluster has forgotten it."""

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from worker import consumer, kafka, topics
+from worker import consumer, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import LastSyncError
@@ -146,11 +146,11 @@ async def _group_offsets(
 
 async def check(settings: Settings) -> list[Verdict]:
     """Everything that `run` needs, each with a verdict; changes nothing but an empty store."""
-    return [
-        Verdict(name="settings", ok=True, text="understood"),
-        *await _check_kafka(settings),
-        await _check_store(settings),
-    ]
+    kafka_verdicts, store_verdict = await asyncio.gather(
+        _check_kafka(settings), _check_store(settings)
+    )
+    understood = Verdict(name="settings", ok=True, text="understood")
+    return [understood, *kafka_verdicts, store_verdict]
 
 
 async def _check_kafka(settings: Settings) -> list[Verdict]:
@@ -220,6 +220,14 @@ async def publish(settings: Settings, messages: Iterable[Message]) -> int:
                 ]
                 await asyncio.gather(*sent)
     return len(sent)
+
+
+async def upgrade_store(settings: Settings) -> str:
+    """Bring the schema up to date, and describe the store."""
+    url = settings.required_store_url()
+    await stores.upgrade_store(url)
+    async with open_store(url) as store:
+        return await store.describe()
 
 
 async def add_connectors(settings: Settings, ids: Sequence[str]) -> list[bool]:

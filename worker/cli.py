@@ -325,6 +325,23 @@ def topics_check(*, as_json: bool, **given: Any) -> None:
     report_verdicts(run_async(app.check_topics(loaded(given))), as_json=as_json)
 
 
+@cli.group(epilog=example("last-sync store upgrade --store postgresql://localhost/last_sync"))
+def store() -> None:
+    """Bring the connector store's schema up to date."""
+
+
+@store.command("upgrade", epilog=example("last-sync store upgrade"))
+@store_setting
+@as_json
+def store_upgrade(*, as_json: bool, **given: Any) -> None:
+    """Make the schema, or bring it up to date; safe to run by many at once, and again."""
+    described = run_async(app.upgrade_store(loaded(given)))
+    if as_json:
+        put({"store": described})
+    else:
+        click.echo(described)
+
+
 @cli.group(epilog=example("last-sync connectors list --store sqlite:///last-sync.db"))
 def connectors() -> None:
     """Register, list, show and delete connectors."""

@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     )
 
     store_url: SecretStr | None = Field(
-        None, description="Connector store: sqlite:///last-sync.db, memory://"
+        None,
+        description="Connector store: sqlite:///last-sync.db, postgresql://user@host/database, "
+        "memory://",
     )
     kafka_bootstrap_servers: Servers = Field(
         "localhost:9092", description="Kafka brokers to start from, host:port, comma-separated"

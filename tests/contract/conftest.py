@@ -1,7 +1,7 @@
-"""The stores that the contract is tried on; a new store is one more entry in `PLACES`."""
+"""The stores that the contract is tried on; a new store is one more `Place`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,16 +24,26 @@ class Place:
         return open_store(self.url)
 
 
-PLACES: dict[str, Callable[[Path], Place]] = {
-    "memory": lambda _: Place(url="memory://", shared=False),
-    "sqlite": lambda path: Place(url=f"sqlite:///{path}/store.db", shared=True),
-}
+@pytest.fixture
+def memory() -> Place:
+    return Place(url="memory://", shared=False)
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Place:
+    return Place(url=f"sqlite:///{tmp_path}/store.db", shared=True)
+
+
+@pytest.fixture
+def postgresql(database: str) -> Place:
+    return Place(url=database, shared=True)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest) -> Place:
     """Give an empty place of each kind."""
-    return PLACES[request.param](tmp_path)
+    place: Place = request.getfixturevalue(request.param)
+    return place
 
 
 @pytest.fixture

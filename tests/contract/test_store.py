@@ -401,7 +401,11 @@ async def test_a_call_cancelled_while_pinned_stores_nothing(
 
 # All of it against the pure rules
 
-VALUES = {"last_sync_error": None, "last_synced": "2024-11-09", "sync_cursor": {"page": 1}}
+VALUES = {
+    "last_sync_error": None,
+    "last_synced": "2024-11-09T15:13:08.231000Z",
+    "sync_cursor": {"page": 1},
+}
 
 calls = st.lists(
     st.one_of(

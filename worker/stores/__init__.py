@@ -23,10 +23,22 @@ def open_store(url: str) -> AbstractAsyncContextManager[ConnectorStore]:
         from worker.stores.sqlite import open_sqlite  # noqa: PLC0415
 
         return open_sqlite(url)
+    if scheme in {"postgresql", "postgres"} and separator:
+        from worker.stores.postgresql import open_postgresql  # noqa: PLC0415
+
+        return open_postgresql(url)
     raise MisconfiguredError(
         f"store {masked(url)!r}: not a URL that this release knows;"
-        " use sqlite:///path, or memory:// for a trial"
+        " use sqlite:///path, postgresql://user@host/database, or memory:// for a trial"
     )
+
+
+async def upgrade_store(url: str) -> None:
+    """Bring the store's schema up to date, unless opening does so by itself."""
+    if url.startswith(("postgresql://", "postgres://")):
+        from worker.stores.postgresql import upgrade_postgresql  # noqa: PLC0415
+
+        await upgrade_postgresql(url)
 
 
 def masked(url: str) -> str:

@@ -15,32 +15,48 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeEngine
 
-from schemas.last_sync import LAST_SYNC_FIELDS
+from schemas.last_sync import LAST_SYNC_FIELDS, LAST_SYNC_TIMES
 from worker.merge import RESET_RANK, Stamp, State
 
-_COUNTS = frozenset({"last_deleted_document_count", "last_indexed_document_count"})
+# SQLite keeps as text what PostgreSQL has types for, and compares text by code point anyway.
+ID = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+TIME = Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
+JSON = Text().with_variant(postgresql.JSON(), "postgresql")
 
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "last_deleted_document_count": BigInteger(),
+    "last_indexed_document_count": BigInteger(),
+    "sync_cursor": JSON,
+    **dict.fromkeys(LAST_SYNC_TIMES, TIME),
+}
+
+_METADATA = MetaData()
+
+STORE = Table("connector_store", _METADATA, Column("id", Text, primary_key=True))
 CONNECTORS = Table(
     "connectors",
-    MetaData(),
-    Column("id", Text, primary_key=True),
-    *(Column(field, BigInteger if field in _COUNTS else Text) for field in LAST_SYNC_FIELDS),
-    Column("stamps", Text, nullable=False),
-    Column("deleted_at", Text),
+    _METADATA,
+    Column("id", ID, primary_key=True),
+    *(Column(field, _TYPES.get(field, Text())) for field in LAST_SYNC_FIELDS),
+    Column("stamps", JSON, nullable=False),
+    Column("deleted_at", TIME),
 )
+
+Row = Sequence[Any]  # values in the order of the table's columns, times as UTC text
 
 _PLACES = {column.name: place for place, column in enumerate(CONNECTORS.c)}
 
 
-def row_of(connector_id: str, state: State, deleted_at: str | None) -> tuple[Any, ...]:
-    """Give the row's values in the order of the table's columns."""
+def row_of(connector_id: str, state: State, deleted_at: str | None) -> Row:
     *values, cursor = map(state.fields.get, LAST_SYNC_FIELDS)
     cursor_text = None if cursor is None else to_json(cursor).decode()
     return (connector_id, *values, cursor_text, _stamps_text(state), deleted_at)
 
 
-def state_of(row: Sequence[Any]) -> State:
+def state_of(row: Row) -> State:
     """Read the state back from a row with all columns of the table."""
     kept = from_json(row[_PLACES["stamps"]])
     present: list[str] = []

@@ -3,6 +3,7 @@
 What differs between databases is in a `Dialect`; the statements are SQLAlchemy Core.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
@@ -11,14 +12,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
-from sqlalchemy import ColumnElement, Table, bindparam, select
+from sqlalchemy import ColumnElement, Select, Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.merge import Outcome, State, Update, delete_batch, fold_batch, register_batch
 from worker.stores.base import Connector
-from worker.stores.rows import CONNECTORS, row_of, state_of
+from worker.stores.rows import CONNECTORS, Row, row_of, state_of
 
 PAGE = 500  # connectors read at once by a listing
+TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
 
 
 class RejectedError(Exception):
@@ -31,12 +33,15 @@ class Dialect:
 
     name: str
     version: str  # the statement that asks for it
-    begin_read: str
-    begin_write: str
+    begin_read: str | None  # None: the driver begins by itself
+    begin_write: str | None
+    begin_add: str | None  # no row can be locked before it is there
     turn: AbstractAsyncContextManager[Any]  # entered by this process's writers
     insert: Callable[[Table], Any]  # with `on_conflict_do_update`
     has_id: ColumnElement[bool]  # is the row's id among `:ids`?
     ids: Callable[[Iterable[str]], Any]  # the value of `:ids`
+    sent: Callable[[Row], Row]  # a row of `rows.row_of`, as the driver takes it
+    received: Callable[[Row], Row]  # and back
     errors: Callable[[], AbstractContextManager[None]]  # the driver's errors become ours
     refusals: tuple[type[Exception], ...]  # that the driver raises for content it cannot send
 
@@ -56,6 +61,9 @@ class SqlStore:
             *dialect.refusals,
         )
         self._upsert = _upsert(dialect).compile(dialect=engine.dialect).string
+        self._select = select(CONNECTORS).where(dialect.has_id)
+        # In one order everywhere: two writers would else wait for each other, each with one row.
+        self._lock = self._select.order_by(CONNECTORS.c.id).with_for_update()
 
     @property
     def store_id(self) -> str:
@@ -75,11 +83,11 @@ class SqlStore:
 
     async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
         async with self._reading() as connection:
-            states = await self._load(connection, {u.connector_id for u in updates})
+            states = await self._read(connection, {u.connector_id for u in updates})
         return fold_batch(states, updates)[1]
 
     async def add(self, connector_ids: Sequence[str]) -> list[bool]:
-        async with self._writing() as connection:
+        async with self._writing(self._dialect.begin_add) as connection:
             states = await self._load(connection, connector_ids)
             changed, answers = register_batch(states, connector_ids)
             await self._write(connection, changed)
@@ -95,7 +103,7 @@ class SqlStore:
 
     async def get(self, connector_id: str) -> Connector | None:
         async with self._reading() as connection:
-            states = await self._load(connection, [connector_id])
+            states = await self._read(connection, [connector_id])
         state = states.get(connector_id)
         if state is None or state.deleted:
             return None
@@ -113,7 +121,7 @@ class SqlStore:
             async with self._reading() as connection:
                 rows = (await connection.execute(page, {"after": after})).all()
             for row in rows:
-                yield Connector(id=row[0], fields=state_of(row).fields)
+                yield Connector(id=row[0], fields=self._state_of(row).fields)
             after = rows[-1][0] if len(rows) == PAGE else None
 
     async def describe(self) -> str:
@@ -146,9 +154,22 @@ class SqlStore:
     async def _load(
         self, connection: AsyncConnection, connector_ids: Iterable[str]
     ) -> dict[str, State]:
-        query = select(CONNECTORS).where(self._dialect.has_id)
+        """Read what is about to be written, and keep other writers out until the end."""
+        return await self._states(connection, self._lock, connector_ids)
+
+    async def _read(
+        self, connection: AsyncConnection, connector_ids: Iterable[str]
+    ) -> dict[str, State]:
+        return await self._states(connection, self._select, connector_ids)
+
+    async def _states(
+        self, connection: AsyncConnection, query: Select[Any], connector_ids: Iterable[str]
+    ) -> dict[str, State]:
         rows = await connection.execute(query, {"ids": self._dialect.ids(connector_ids)})
-        return {row[0]: state_of(row) for row in rows}
+        return {row[0]: self._state_of(row) for row in rows}
+
+    def _state_of(self, row: Row) -> State:
+        return state_of(self._dialect.received(row))
 
     async def _write(
         self,
@@ -160,7 +181,8 @@ class SqlStore:
             return
         with self._dialect.errors():
             try:
-                rows = [row_of(id_, state, deleted_at) for id_, state in states.items()]
+                sent = self._dialect.sent
+                rows = [sent(row_of(id_, state, deleted_at)) for id_, state in states.items()]
                 await connection.exec_driver_sql(self._upsert, rows)
             except self._refusals as error:
                 raise RejectedError(str(error)) from error
@@ -169,15 +191,17 @@ class SqlStore:
         return self._transaction(self._dialect.begin_read)
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncConnection]:
-        async with self._dialect.turn, self._transaction(self._dialect.begin_write) as connection:
+    async def _writing(self, begin: str | None = None) -> AsyncIterator[AsyncConnection]:
+        begin = begin or self._dialect.begin_write
+        async with self._dialect.turn, self._transaction(begin) as connection:
             yield connection
 
     @asynccontextmanager
-    async def _transaction(self, begin: str) -> AsyncIterator[AsyncConnection]:
+    async def _transaction(self, begin: str | None) -> AsyncIterator[AsyncConnection]:
         with self._dialect.errors():
-            async with self._engine.begin() as connection:
-                await connection.exec_driver_sql(begin)
+            async with asyncio.timeout(TRANSACTION_TIMEOUT), self._engine.begin() as connection:
+                if begin is not None:
+                    await connection.exec_driver_sql(begin)
                 yield connection
 
 

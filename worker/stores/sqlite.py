@@ -18,8 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.errors import MisconfiguredError, TransientError
-from worker.stores.migrations import HEAD
-from worker.stores.rows import CONNECTORS
+from worker.stores.migrations import HEAD, VERSION_TABLE
+from worker.stores.rows import CONNECTORS, STORE
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's writer
@@ -67,10 +67,13 @@ def _dialect(url: str) -> Dialect:
         version="SELECT sqlite_version()",
         begin_read="BEGIN",
         begin_write="BEGIN IMMEDIATE",
+        begin_add="BEGIN IMMEDIATE",
         turn=asyncio.Lock(),  # waiting for each other inside SQLite would be by polling
         insert=insert,
         has_id=CONNECTORS.c.id.in_(select(among.c.value)),
         ids=lambda connector_ids: json.dumps(list(connector_ids)),
+        sent=lambda row: row,
+        received=lambda row: row,
         errors=lambda: translated(url),
         refusals=(OverflowError, UnicodeEncodeError),
     )
@@ -168,7 +171,7 @@ def _prepare(path: Path, url: str) -> str:
         _use_wal(connection, url)
         if revision != HEAD:
             _migrate(connection, url)
-        return str(connection.execute("SELECT id FROM store").fetchone()[0])
+        return str(connection.execute("SELECT id FROM connector_store").fetchone()[0])
 
 
 def _revision(connection: sqlite3.Connection, url: str) -> str | None:
@@ -177,8 +180,8 @@ def _revision(connection: sqlite3.Connection, url: str) -> str | None:
     tables = [name for (name,) in found]
     if not tables:
         return None
-    if {"alembic_version", "connectors", "store"} <= set(tables):
-        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+    if {VERSION_TABLE, STORE.name, CONNECTORS.name} <= set(tables):
+        return str(connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()[0])  # noqa: S608 - a constant
     raise MisconfiguredError(
         f"store {url}: the file holds another program's tables ({', '.join(tables)});"
         " name another path"
