@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def given_postgres(environ: Mapping[str, str]) -> str | None:
 @pytest.fixture(autouse=True, scope="session")
 def no_blocking() -> Iterator[None]:
     """Fail a test in which our own code blocks the event loop."""
+    import_module("elasticsearch")  # reads files, once, when a store is opened
     with blockbuster_ctx(scanned_modules=["worker", "schemas"]) as calls:
         for name in PATH_LOOKUPS:
             calls.functions[name].deactivate()

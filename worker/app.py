@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -16,7 +16,13 @@ from worker.errors import LastSyncError
 from worker.pipeline import Origin
 from worker.settings import Settings
 from worker.signals import stopping
-from worker.stores import Connector, ConnectorStore, open_store
+from worker.stores import (
+    Connector,
+    ConnectorStore,
+    Difference,
+    ElasticsearchAccess,
+    open_store,
+)
 from worker.topics import Verdict
 from worker.watchdog import Watchdog
 
@@ -37,7 +43,7 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
     `topics_checked=False` is for brokers that cannot describe their topics (the demo's).
     """
     with stopping() as stop, Watchdog(settings.watchdog_seconds) as watchdog:
-        async with open_store(settings.required_store_url()) as store:
+        async with _open_store(settings) as store:
             work = asyncio.create_task(
                 consume(
                     settings, store, stop, watchdog, drain=drain, topics_checked=topics_checked
@@ -184,7 +190,7 @@ async def _check_group(
 
 async def _check_store(settings: Settings) -> Verdict:
     try:
-        async with open_store(settings.required_store_url()) as store:
+        async with _open_store(settings) as store:
             return Verdict(name="store", ok=True, text=await store.describe())
     except LastSyncError as error:
         return Verdict(name="store", ok=False, text=str(error))
@@ -222,30 +228,46 @@ async def publish(settings: Settings, messages: Iterable[Message]) -> int:
     return len(sent)
 
 
+def _open_store(settings: Settings) -> AbstractAsyncContextManager[ConnectorStore]:
+    key = settings.elasticsearch_api_key
+    access = ElasticsearchAccess(
+        api_key=key.get_secret_value() if key else None,
+        cafile=settings.elasticsearch_cafile,
+        concurrency=settings.elasticsearch_concurrency,
+    )
+    return open_store(settings.required_store_url(), access)
+
+
 async def upgrade_store(settings: Settings) -> str:
     """Bring the schema up to date, and describe the store."""
-    url = settings.required_store_url()
-    await stores.upgrade_store(url)
-    async with open_store(url) as store:
+    await stores.upgrade_store(settings.required_store_url())
+    async with _open_store(settings) as store:
         return await store.describe()
 
 
+async def verify_store(settings: Settings, *, repair: bool) -> AsyncIterator[Difference]:
+    """Find, and with `repair` mend, what a crash left behind."""
+    async with _open_store(settings) as store:
+        async for difference in store.verify(repair=repair):
+            yield difference
+
+
 async def add_connectors(settings: Settings, ids: Sequence[str]) -> list[bool]:
-    async with open_store(settings.required_store_url()) as store:
+    async with _open_store(settings) as store:
         return await store.add(ids)
 
 
 async def delete_connectors(settings: Settings, ids: Sequence[str]) -> list[bool]:
-    async with open_store(settings.required_store_url()) as store:
+    async with _open_store(settings) as store:
         return await store.delete(ids)
 
 
 async def connector(settings: Settings, connector_id: str) -> Connector | None:
-    async with open_store(settings.required_store_url()) as store:
+    async with _open_store(settings) as store:
         return await store.get(connector_id)
 
 
 async def connectors(settings: Settings) -> AsyncIterator[Connector]:
-    async with open_store(settings.required_store_url()) as store:
+    async with _open_store(settings) as store:
         async for found in store.connectors():
             yield found

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ from schemas.sync_finished import Invalid, SyncFinished
 from worker import app, events, logs, settings
 from worker.errors import LastSyncError
 from worker.settings import Settings, variable
-from worker.stores import Connector
+from worker.stores import Connector, Difference
 from worker.topics import Verdict
 
 PROGRAM = "last-sync"
@@ -327,7 +328,7 @@ def topics_check(*, as_json: bool, **given: Any) -> None:
 
 @cli.group(epilog=example("last-sync store upgrade --store postgresql://localhost/last_sync"))
 def store() -> None:
-    """Bring the connector store's schema up to date."""
+    """Bring the connector store's schema up to date, and verify what is in it."""
 
 
 @store.command("upgrade", epilog=example("last-sync store upgrade"))
@@ -340,6 +341,41 @@ def store_upgrade(*, as_json: bool, **given: Any) -> None:
         put({"store": described})
     else:
         click.echo(described)
+
+
+@store.command("verify", epilog=example("last-sync store verify --repair"))
+@flag("--repair", is_flag=True, help="Put the winning values again.")
+@store_setting
+@as_json
+def store_verify(*, repair: bool, as_json: bool, **given: Any) -> None:
+    """Find connectors that do not hold what the events say, where a store keeps this twice.
+
+    That is Elasticsearch: a writer that was killed between its two writes leaves such a thing.
+    """
+    found = 0
+
+    async def main() -> None:
+        nonlocal found
+        async for difference in app.verify_store(loaded(given), repair=repair):
+            found += 1
+            if as_json:
+                put({**asdict(difference), "repaired": repair})
+            else:
+                click.echo(difference_text(difference, repair=repair))
+
+    run_async(main())
+    say(f"{found} differences{', repaired' if repair and found else ''}")
+    if found and not repair:
+        sys.exit(FAILED)
+
+
+def difference_text(difference: Difference, *, repair: bool) -> str:
+    if difference.field is None:
+        text = "the connector is gone, and its stats are kept"
+    else:
+        found, expected = (json.dumps(v) for v in (difference.found, difference.expected))
+        text = f"{difference.field} is {found}, and the newest event says {expected}"
+    return f"{printable(difference.connector_id)}: {text}{': repaired' if repair else ''}"
 
 
 @cli.group(epilog=example("last-sync connectors list --store sqlite:///last-sync.db"))

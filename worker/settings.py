@@ -49,7 +49,16 @@ class Settings(BaseSettings):
     store_url: SecretStr | None = Field(
         None,
         description="Connector store: sqlite:///last-sync.db, postgresql://user@host/database, "
-        "memory://",
+        "elasticsearch+https://host:9200, memory://",
+    )
+    elasticsearch_api_key: SecretStr | None = Field(
+        None, description="API key for an elasticsearch+http(s) store, as Kibana shows it (base64)"
+    )
+    elasticsearch_cafile: Path | None = Field(
+        None, description="CA certificates (PEM) of that store; by default the system's"
+    )
+    elasticsearch_concurrency: int = Field(
+        16, ge=1, le=1000, description="Most requests in flight to that store"
     )
     kafka_bootstrap_servers: Servers = Field(
         "localhost:9092", description="Kafka brokers to start from, host:port, comma-separated"

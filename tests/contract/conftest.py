@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.elasticsearch import FakeElasticsearch, in_a_thread
 from worker.stores import ConnectorStore, open_store
 
 
@@ -19,6 +20,11 @@ class Place:
 
     url: str
     shared: bool
+    atomic: bool = True  # a call's changes are made all together or not at all
+    lists_at_once: bool = False  # and not page by page, while it is read
+    listed_within: float = 0  # seconds until a listing shows what changed
+    empty_error: str | None = ""  # what an empty error text reads as
+    many: int = 33_000  # connectors that one call can name in a test's time
 
     def open(self) -> AbstractAsyncContextManager[ConnectorStore]:
         return open_store(self.url)
@@ -39,7 +45,23 @@ def postgresql(database: str) -> Place:
     return Place(url=database, shared=True)
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture
+def elasticsearch() -> Iterator[Place]:
+    server = FakeElasticsearch()
+    server.refresh_interval = 0.2
+    with in_a_thread(server):
+        yield Place(
+            url=f"elasticsearch+{server.url}",
+            shared=True,
+            atomic=False,
+            lists_at_once=True,
+            listed_within=2,
+            empty_error=None,
+            many=1_200,
+        )
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "elasticsearch"])
 def place(request: pytest.FixtureRequest) -> Place:
     """Give an empty place of each kind."""
     place: Place = request.getfixturevalue(request.param)

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from schemas.last_sync import LAST_SYNC_FIELDS
 from tests.contract.conftest import CancelAtWait, Pin, Place
+from tests.eventually import eventually
 from worker.merge import (
     Outcome,
     Stamp,
@@ -41,6 +42,20 @@ def names(outcomes: Sequence[Outcome]) -> list[str]:
 async def fields_of(store: ConnectorStore, connector_id: str) -> dict[str, Any] | None:
     connector = await store.get(connector_id)
     return None if connector is None else dict(connector.fields)
+
+
+async def listed(
+    store: ConnectorStore, place: Place, wanted: Callable[[list[Connector]], bool]
+) -> list[Connector]:
+    """List the connectors, until they are as wanted where the store may be late with that."""
+    found: list[Connector] = []
+
+    async def is_listed() -> bool:
+        found[:] = [connector async for connector in store.connectors()]
+        return wanted(found)
+
+    await eventually(is_listed, place.listed_within)
+    return found
 
 
 # Order and idempotency
@@ -96,8 +111,8 @@ async def test_a_reused_event_id_is_told(store: ConnectorStore) -> None:
     assert await store.apply([same_id]) == [Outcome("applied", reused=True)]
 
 
-async def test_a_batch_may_name_tens_of_thousands_of_connectors(store: ConnectorStore) -> None:
-    ids = [f"connector {number}" for number in range(33_000)]
+async def test_a_batch_may_name_very_many_connectors(store: ConnectorStore, place: Place) -> None:
+    ids = [f"connector {number}" for number in range(place.many)]
     assert all(await store.add(ids))
     outcomes = await store.apply([update(id_, 1, last_indexed_document_count=1) for id_ in ids])
     assert set(names(outcomes)) == {"applied"}
@@ -162,21 +177,25 @@ async def test_an_unknown_and_a_deleted_connector_read_as_none(store: ConnectorS
     assert await store.get("unknown") is None
 
 
-async def test_live_connectors_are_listed_by_code_point(store: ConnectorStore) -> None:
+async def test_live_connectors_are_listed_by_code_point(
+    store: ConnectorStore, place: Place
+) -> None:
     ids = ["B", "a", "\U0001f600", "\uffe6", "é", "e\u0301", "a b", "a'", 'a"', "%", "x" * 512]
     await store.add([*ids, "gone"])
     await store.delete(["gone"])
     await store.apply([update("é", 1, last_sync_status="error")])
-    found = [connector async for connector in store.connectors()]
+    found = await listed(store, place, lambda found: len(found) == len(ids))
     assert [connector.id for connector in found] == sorted(ids)
+    found = await listed(store, place, lambda found: any(one.fields for one in found))
     assert Connector(id="é", fields={"last_sync_status": "error"}) in found
 
 
 async def test_a_listing_hinders_no_writer_and_repeats_nothing(
-    store: ConnectorStore, other: ConnectorStore
+    store: ConnectorStore, other: ConnectorStore, place: Place
 ) -> None:
     ids = [f"{number:05}" for number in range(1_200)]
     await store.add(ids)
+    await listed(store, place, lambda found: len(found) == len(ids))
     seen: list[str] = []
     async for connector in store.connectors():
         if not seen:
@@ -184,7 +203,7 @@ async def test_a_listing_hinders_no_writer_and_repeats_nothing(
             await other.delete([ids[-1]])
             await other.add(["/"])  # sorts before those already read
         seen.append(connector.id)
-    assert seen == ids[:-1]
+    assert seen == (ids if place.lists_at_once else ids[:-1])
 
 
 async def test_the_stores_id_goes_with_the_data(place: Place) -> None:
@@ -205,7 +224,7 @@ async def test_the_description_names_the_stores_id(store: ConnectorStore) -> Non
 
 
 async def test_values_come_back_as_they_were_given(
-    store: ConnectorStore, other: ConnectorStore
+    store: ConnectorStore, other: ConnectorStore, place: Place
 ) -> None:
     fields = {
         "last_deleted_document_count": 2**63 - 1,
@@ -224,6 +243,7 @@ async def test_values_come_back_as_they_were_given(
     await store.add(["a"])
     await store.apply([update("a", 1, **fields)])
     found = await fields_of(other, "a")
+    fields["last_access_control_sync_error"] = place.empty_error
     assert repr(sorted((found or {}).items())) == repr(sorted(fields.items()))
 
 
@@ -338,9 +358,10 @@ async def test_a_connector_is_registered_once_by_two(
 
 
 async def test_readers_wait_for_no_writer_and_see_nothing_of_it_yet(
-    store: ConnectorStore, other: ConnectorStore, pin: Pin
+    store: ConnectorStore, other: ConnectorStore, place: Place, pin: Pin
 ) -> None:
     await store.add(["a"])
+    await listed(store, place, lambda found: len(found) == 1)
     batch = [update("a", 1, last_sync_error="x")]
     with pin.on(store):
         writing = asyncio.create_task(store.apply(batch))
@@ -369,7 +390,7 @@ def no_garbage_collection() -> Iterator[None]:
 @pytest.mark.usefixtures("no_garbage_collection")
 @pytest.mark.parametrize("delay", [0, 0.0005], ids=["at once", "a little later"])
 async def test_a_call_cancelled_wherever_it_waits_stores_all_or_nothing(
-    store: ConnectorStore, other: ConnectorStore, delay: float
+    store: ConnectorStore, other: ConnectorStore, place: Place, delay: float
 ) -> None:
     await store.add(["a", "b"])
     for wait in count(1):
@@ -379,7 +400,7 @@ async def test_a_call_cancelled_wherever_it_waits_stores_all_or_nothing(
             await asyncio.create_task(cancelling.run())
         async with asyncio.timeout(2):  # no lock is left behind
             outcomes = await other.apply(batch)
-        assert names(outcomes) in (["applied"] * 2, ["duplicate"] * 2)
+        assert len({*names(outcomes)} & {"applied", "duplicate"}) == 1 or not place.atomic
         assert await fields_of(store, "b") == {"last_indexed_document_count": wait}
         if cancelling.waits < wait:
             break

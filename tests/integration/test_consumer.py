@@ -48,6 +48,7 @@ class Pinned:
         self.seen: list[str] = []
         self.preview, self.add, self.delete = store.preview, store.add, store.delete
         self.get, self.connectors, self.describe = store.get, store.connectors, store.describe
+        self.verify = store.verify
 
     async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
         self.attempts += 1

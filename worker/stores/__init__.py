@@ -3,13 +3,22 @@
 from contextlib import AbstractAsyncContextManager
 
 from worker.errors import MisconfiguredError
-from worker.stores.base import Connector, ConnectorStore
+from worker.stores.base import Connector, ConnectorStore, Difference, ElasticsearchAccess
 from worker.stores.memory import open_memory
 
-__all__ = ["Connector", "ConnectorStore", "open_store"]
+__all__ = [
+    "Connector",
+    "ConnectorStore",
+    "Difference",
+    "ElasticsearchAccess",
+    "open_store",
+    "upgrade_store",
+]
 
 
-def open_store(url: str) -> AbstractAsyncContextManager[ConnectorStore]:
+def open_store(
+    url: str, access: ElasticsearchAccess | None = None
+) -> AbstractAsyncContextManager[ConnectorStore]:
     """Open the store that the URL names, for an `async with`.
 
     Raises `MisconfiguredError`, here or on entering, where a person has to change something, and
@@ -27,9 +36,14 @@ def open_store(url: str) -> AbstractAsyncContextManager[ConnectorStore]:
         from worker.stores.postgresql import open_postgresql  # noqa: PLC0415
 
         return open_postgresql(url)
+    if scheme in {"elasticsearch+http", "elasticsearch+https"} and separator:
+        from worker.stores.elasticsearch import open_elasticsearch  # noqa: PLC0415
+
+        return open_elasticsearch(url, access or ElasticsearchAccess())
     raise MisconfiguredError(
-        f"store {masked(url)!r}: not a URL that this release knows;"
-        " use sqlite:///path, postgresql://user@host/database, or memory:// for a trial"
+        f"store {masked(url)!r}: not a URL that this release knows; use sqlite:///path,"
+        " postgresql://user@host/database, elasticsearch+https://host:9200, or memory:// for a"
+        " trial"
     )
 
 

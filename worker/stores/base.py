@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -15,6 +16,25 @@ class Connector:
 
     id: str
     fields: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A place where what people see is not what the events say."""
+
+    connector_id: str
+    field: str | None  # None: the connector itself is missing
+    found: JsonValue = None
+    expected: JsonValue = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticsearchAccess:
+    """What reaching an Elasticsearch takes beside its URL."""
+
+    api_key: str | None = None
+    cafile: Path | None = None
+    concurrency: int = 16  # requests in flight
 
 
 class ConnectorStore(Protocol):
@@ -64,6 +84,9 @@ class ConnectorStore(Protocol):
         They come in pages, each read by itself, so neither memory nor a transaction holds them
         all: a connector changed meanwhile comes as it was or as it is, none comes twice.
         """
+
+    def verify(self, *, repair: bool) -> AsyncIterator[Difference]:
+        """Find what a crash left behind where values are kept twice, and with `repair` mend it."""
 
     async def describe(self) -> str:
         """Name the engine, its version, the schema and the store's id, in one line."""

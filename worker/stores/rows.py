@@ -10,7 +10,7 @@ reset's stamp does, and where the field is among `"absent"`: a reset took the va
 stamp is later than the reset's and stayed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -72,15 +72,20 @@ def state_of(row: Row) -> State:
     return State(fields=fields, stamps=stamps, deleted=row[_PLACES["deleted_at"]] is not None)
 
 
-def _stamps_text(state: State) -> str:
+def grouped(stamps: Mapping[str, Stamp]) -> list[tuple[Any, ...]]:
+    """The stamps, each once, followed by the list of its fields."""
     groups: dict[Stamp, list[str]] = {}
     last: Stamp | None = None
-    for name, stamp in state.stamps.items():
+    for name, stamp in stamps.items():
         if stamp is not last:  # neighbours mostly share one: hash it once
             last = stamp
             names = groups.setdefault(stamp, [])
         names.append(name)
-    kept: dict[str, Any] = {"stamps": [(*stamp, names) for stamp, names in groups.items()]}
+    return [(*stamp, names) for stamp, names in groups.items()]
+
+
+def _stamps_text(state: State) -> str:
+    kept: dict[str, Any] = {"stamps": grouped(state.stamps)}
     if absent := _absent(state):
         kept["absent"] = absent
     return to_json(kept).decode()

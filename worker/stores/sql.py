@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Select, Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.merge import Outcome, State, Update, delete_batch, fold_batch, register_batch
-from worker.stores.base import Connector
+from worker.stores.base import Connector, Difference
 from worker.stores.rows import CONNECTORS, Row, row_of, state_of
 
 PAGE = 500  # connectors read at once by a listing
@@ -123,6 +123,10 @@ class SqlStore:
             for row in rows:
                 yield Connector(id=row[0], fields=self._state_of(row).fields)
             after = rows[-1][0] if len(rows) == PAGE else None
+
+    async def verify(self, *, repair: bool) -> AsyncIterator[Difference]:  # noqa: ARG002
+        return  # values and stamps stand in one row
+        yield
 
     async def describe(self) -> str:
         async with self._reading() as connection:

@@ -1,0 +1,347 @@
+"""`elasticsearch+http(s)://…`: Elasticsearch's own connectors, through its connector API.
+
+The API has no compare-and-set, so the stamps live beside it, in the ledger. Every change takes the
+same steps: read the ledger, change the connector, write the ledger on condition that it is still
+as it was read. Who loses that condition starts again and puts the winning values once more, so
+concurrent writers converge. The ledger is written also when nothing was won: the values that were
+put may have been those of another moment.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from elasticsearch import ConflictError
+from pydantic import JsonValue
+from pydantic_core import PydanticSerializationError, to_json
+
+from worker.errors import TransientError
+from worker.merge import (
+    CONNECTOR_NOT_FOUND,
+    Outcome,
+    State,
+    Update,
+    deleted,
+    fold,
+    fold_batch,
+    registered,
+)
+from worker.retry import backoff
+from worker.stores import elastic_client, ledger
+from worker.stores.base import Connector, Difference, ElasticsearchAccess
+from worker.stores.connector_api import ConnectorApi
+from worker.stores.elastic_client import OPEN_TIMEOUT, RefusedError, named
+from worker.stores.ledger import Entry, Ledger
+
+AT_ONCE = 500  # connectors in one request to the ledger
+CONTENTION_TIMEOUT = 15.0  # seconds that a call goes on losing to other writers
+IN_FLIGHT = 2.0  # seconds that another writer may be between its two writes
+
+# What one attempt says, and what it writes to the ledger; None: nothing was changed.
+Attempt = tuple[Any, Entry | None]
+EMPTY = State(fields={}, stamps={})
+
+
+@asynccontextmanager
+async def open_elasticsearch(
+    url: str, access: ElasticsearchAccess
+) -> AsyncIterator["ElasticsearchStore"]:
+    """Connect, refuse a server that would do harm, and find or make the ledger."""
+    async with elastic_client.connected(url, access) as client:
+        asking = client.options(request_timeout=OPEN_TIMEOUT)
+        version = await elastic_client.version(asking, url)
+        book = await ledger.opened(asking, url, version)
+        async for _ in ConnectorApi(client=asking, url=url).connectors():
+            break  # it is there, and may be read
+        yield ElasticsearchStore(
+            api=ConnectorApi(client=client, url=url),
+            book=replace(book, client=client),
+            version=version,
+            concurrency=access.concurrency,
+        )
+
+
+class ElasticsearchStore:
+    """A `ConnectorStore` over the connector API and the ledger.
+
+    It promises less than a database: a call changes each connector by itself, and others see one
+    changed before the next. `docs/stores.md` lists the differences.
+    """
+
+    def __init__(self, *, api: ConnectorApi, book: Ledger, version: str, concurrency: int) -> None:
+        self._api = api
+        self._book = book
+        self._version = version
+        self._slots = asyncio.Semaphore(concurrency)
+
+    @property
+    def store_id(self) -> str:
+        return self._book.store_id
+
+    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
+        work = _by_connector(updates)
+        merged = await self._change(
+            work, lambda id_, entry: self._merge(id_, entry, [updates[n] for n in work[id_]])
+        )
+        outcomes: dict[int, Outcome] = {}
+        for id_, places in work.items():
+            found = merged[id_]
+            if found is None:  # some of it was refused: each by itself shows which
+                found = [await self._apply_alone(updates[n]) for n in places]
+            outcomes.update(zip(places, found, strict=True))
+        return [outcomes[n] for n in range(len(updates))]
+
+    async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
+        live = {}
+        for ids in _slices(_by_connector(updates)):
+            entries = await self._load(ids)
+            known = await self._each(ids, self._api.get)
+            for id_ in ids:
+                if known[id_] is not None:
+                    live[id_] = replace(entries[id_].state or EMPTY, deleted=False)
+        return fold_batch(live, updates)[1]
+
+    async def add(self, connector_ids: Sequence[str]) -> list[bool]:
+        made: dict[str, str | None] = {}
+        mine = str(uuid4())
+        answers = await self._change(
+            dict.fromkeys(connector_ids), lambda id_, entry: self._register(id_, entry, mine, made)
+        )
+        return _first_only(connector_ids, answers)
+
+    async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
+        gone: set[str] = set()
+        answers = await self._change(
+            dict.fromkeys(connector_ids), lambda id_, entry: self._delete(id_, entry, gone)
+        )
+        return _first_only(connector_ids, answers)
+
+    async def get(self, connector_id: str) -> Connector | None:
+        fields = await self._api.get(connector_id)
+        return None if fields is None else Connector(id=connector_id, fields=fields)
+
+    async def connectors(self) -> AsyncIterator[Connector]:
+        # Elasticsearch sorts by index name, and two pages of it can overlap.
+        found = {id_: fields async for id_, fields in self._api.connectors()}
+        for id_ in sorted(found):
+            yield Connector(id=id_, fields=found[id_])
+
+    async def verify(self, *, repair: bool) -> AsyncIterator[Difference]:
+        async for ids in self._book.pages():
+            suspects = list(await self._differences(ids))
+            if not suspects:
+                continue
+            await asyncio.sleep(IN_FLIGHT)
+            found = await self._differences(suspects)
+            if repair:
+                await self._change(found, self._mend)
+            for differences in found.values():
+                for difference in differences:
+                    yield difference
+
+    async def describe(self) -> str:
+        return (
+            f"Elasticsearch {self._version}, ledger {ledger.INDEX} schema {ledger.SCHEMA},"
+            f" store {self.store_id}"
+        )
+
+    async def _change(
+        self,
+        connector_ids: Iterable[str],
+        attempt: Callable[[str, Entry], Awaitable[Attempt]],
+    ) -> dict[str, Any]:
+        """Bring an attempt for each connector to its end, and give what it said."""
+        answers: dict[str, Any] = {}
+        for ids in _slices(connector_ids):
+            waiting = list(ids)
+            deadline = time.monotonic() + CONTENTION_TIMEOUT
+            for delay in backoff():
+                entries = await self._load(waiting)
+                waiting = await self._attempt_each(waiting, entries, attempt, answers)
+                if not waiting:
+                    break
+                if time.monotonic() > deadline:
+                    raise TransientError(
+                        f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
+                        f" quicker for {CONTENTION_TIMEOUT:g} s"
+                    )
+                await asyncio.sleep(delay)
+        return answers
+
+    async def _attempt_each(
+        self,
+        ids: Sequence[str],
+        entries: Mapping[str, Entry],
+        attempt: Callable[[str, Entry], Awaitable[Attempt]],
+        answers: dict[str, Any],
+    ) -> list[str]:
+        """Make one attempt for each; gives the ids of those that lost to another writer."""
+
+        async def one(id_: str) -> Attempt | None:
+            try:
+                return await attempt(id_, entries[id_])
+            except ConflictError:  # the API does not repeat its own lost races
+                return None
+
+        made = await self._each(ids, one)
+        won = {id_: said for id_, said in made.items() if said is not None}
+        answers.update({id_: answer for id_, (answer, _) in won.items()})
+        changes = {id_: entry for id_, (_, entry) in won.items() if entry is not None}
+        lost = await self._book.write(changes) if changes else set()
+        return [id_ for id_ in ids if made[id_] is None or id_ in lost]
+
+    async def _each(
+        self, ids: Iterable[str], call: Callable[[str], Awaitable[Any]]
+    ) -> dict[str, Any]:
+        """What the calls give, by id; at most so many at a time as the setting says."""
+
+        async def limited(id_: str) -> Any:
+            async with self._slots:
+                return await call(id_)
+
+        tasks = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for id_ in ids:
+                    tasks[id_] = group.create_task(limited(id_), name=f"connector {id_}")
+        except BaseExceptionGroup as errors:
+            first = errors.exceptions[0]
+            raise first from first.__cause__
+        return {id_: task.result() for id_, task in tasks.items()}
+
+    async def _load(self, connector_ids: Sequence[str]) -> dict[str, Entry]:
+        return await self._book.load(connector_ids)
+
+    async def _apply_alone(self, update: Update) -> Outcome:
+        async def merge(id_: str, entry: Entry) -> Attempt:
+            return await self._merge(id_, entry, [update])
+
+        (found,) = (await self._change([update.connector_id], merge)).values()
+        outcome: Outcome = found[0]
+        return outcome
+
+    async def _merge(self, id_: str, entry: Entry, updates: Sequence[Update]) -> Attempt:
+        """The updates' outcomes, or None where some content was refused and it is not clear whose.
+
+        All touched fields are put, with the values that win: another writer's too, which this or
+        an earlier attempt may have overwritten.
+        """
+        state = entry.state or EMPTY
+        if state.deleted and await self._api.get(id_) is None:
+            return [CONNECTOR_NOT_FOUND] * len(updates), None
+        after, outcomes = fold(replace(state, deleted=False), updates)
+        assert after is not None  # noqa: S101 - it was none before
+        touched = {field for update in updates for field in update.fields}
+        try:
+            to_json([after.fields, after.stamps])
+            there = await self._put(id_, {f: after.fields[f] for f in touched & {*after.fields}})
+        except (PydanticSerializationError, RefusedError) as error:
+            if len(updates) > 1:
+                return None, None
+            if await self._api.get(id_) is not None:
+                return [Outcome("rejected", str(error))], None
+            there = False
+        if there:
+            return outcomes, replace(entry, state=after)
+        return [CONNECTOR_NOT_FOUND] * len(updates), _buried(entry)
+
+    async def _put(self, id_: str, fields: Mapping[str, JsonValue]) -> bool:
+        if fields:
+            return await self._api.put_last_sync(id_, fields)
+        return await self._api.get(id_) is not None
+
+    async def _register(
+        self, id_: str, entry: Entry, mine: str, made: dict[str, str | None]
+    ) -> Attempt:
+        """Whether this call made the connector; `made` keeps which registration it followed."""
+        if await self._api.get(id_) is None:
+            await self._api.register(id_)
+            made[id_] = entry.registration
+            # With a ledger document it is not the first life: late events of that one lose.
+            former = _buried(entry) or entry
+            return True, replace(former, state=registered(former.state), registration=mine)
+        if id_ not in made:
+            return False, None
+        # Another writer was between; what it put, the registration may have replaced.
+        state = replace(entry.state or EMPTY, deleted=False)
+        await self._put(id_, state.fields)
+        first = entry.registration == made[id_]
+        registration = mine if first else entry.registration
+        return first, replace(entry, state=state, registration=registration)
+
+    async def _delete(self, id_: str, entry: Entry, gone: set[str]) -> Attempt:
+        if await self._api.delete(id_):
+            gone.add(id_)
+        if id_ not in gone:
+            return False, None
+        return True, replace(entry, state=deleted(entry.state or EMPTY, _now()))
+
+    async def _differences(self, ids: Sequence[str]) -> dict[str, list[Difference]]:
+        """What the connectors hold that is not what the ledger says, by connector."""
+        entries = await self._load(ids)
+        expected = {
+            id_: entry.state
+            for id_, entry in entries.items()
+            if entry.state is not None and not entry.state.deleted
+        }
+        found = await self._each(expected, self._api.get)
+        compared = {id_: _compared(id_, found[id_], state) for id_, state in expected.items()}
+        return {id_: differences for id_, differences in compared.items() if differences}
+
+    async def _mend(self, id_: str, entry: Entry) -> Attempt:
+        """Put the winning values again, or note that the connector is gone."""
+        state = entry.state or EMPTY
+        if state.deleted:
+            return None, None
+        return None, entry if await self._put(id_, state.fields) else _buried(entry)
+
+
+def _by_connector(updates: Sequence[Update]) -> dict[str, list[int]]:
+    """The places of each connector's updates."""
+    places: dict[str, list[int]] = {}
+    for place, update in enumerate(updates):
+        places.setdefault(update.connector_id, []).append(place)
+    return places
+
+
+def _slices(ids: Iterable[str]) -> Iterable[list[str]]:
+    every = list(ids)
+    return (every[start : start + AT_ONCE] for start in range(0, len(every), AT_ONCE))
+
+
+def _first_only(ids: Sequence[str], answers: Mapping[str, bool]) -> list[bool]:
+    """Each id's answer where it is named first; named again, nothing is left to do."""
+    left = dict(answers)
+    return [left.pop(id_, False) for id_ in ids]
+
+
+def _buried(entry: Entry) -> Entry | None:
+    """The entry of a connector that is gone; None where that was known, or it never was there."""
+    if entry.state is None or entry.state.deleted:
+        return None
+    return replace(entry, state=deleted(entry.state, _now()))
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _compared(id_: str, found: Mapping[str, Any] | None, state: State) -> list[Difference]:
+    if found is None:
+        return [Difference(connector_id=id_, field=None)]
+    return [
+        Difference(connector_id=id_, field=field, found=found.get(field), expected=value)
+        for field, value in state.fields.items()
+        if not _holds(found.get(field), value)
+    ]
+
+
+def _holds(found: JsonValue, expected: JsonValue) -> bool:
+    """Whether a value is there; Elasticsearch keeps a cursor's former keys beside the new ones."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return all(_holds(found.get(key), value) for key, value in expected.items())
+    return (found or None) == (expected or None) if expected in ("", None) else found == expected
