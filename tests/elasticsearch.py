@@ -340,7 +340,9 @@ class FakeElasticsearch:
         return self._index(name)
 
     def _connectors(self) -> Connectors:
-        return Connectors(self._made(CONNECTOR_INDEX), soft_deletes=self.soft_deletes)
+        """The connectors there are; reading them makes no index."""
+        index = self.indices.get(CONNECTOR_INDEX) or Index(CONNECTOR_INDEX, self.refresh_interval)
+        return Connectors(index, soft_deletes=self.soft_deletes)
 
     def _info(self, _: Request) -> Answer:
         version = {"number": self.number, "build_flavor": self.build_flavor}
@@ -376,6 +378,7 @@ class FakeElasticsearch:
             reason = f"request [{request.path}] contains unrecognized parameter: [{min(unknown)}]"
             raise ElasticError(400, "illegal_argument_exception", reason)
         fields = last_sync(request.body if request.raw else parsed(b""))
+        self._made(CONNECTOR_INDEX)
         return 200, {"result": self._connectors().update_last_sync(id_, fields)}
 
     def _create_index(self, request: Request, name: str) -> Answer:
@@ -493,8 +496,8 @@ def in_a_thread(server: FakeElasticsearch) -> Iterator[None]:
     asyncio.run_coroutine_threadsafe(server.start(), loop).result()
     try:
         yield
-        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
     finally:
+        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

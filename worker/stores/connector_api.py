@@ -23,6 +23,7 @@ LISTED = 10_000  # Elasticsearch pages no further (index.max_result_window)
 
 _JSON = {"accept": "application/json", "content-type": "application/json"}
 _MISSING = {"document_missing_exception", "resource_not_found_exception"}
+_NO_INDEX = "index_not_found_exception"  # nobody has registered a connector yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,10 @@ class ConnectorApi:
                 raise LastSyncError(
                     f"{named(self.url)} lists at most {LISTED} of its {count} connectors"
                 )
-            page = await self._request("GET", f"/_connector?from={start}&size={PAGE}")
+            try:
+                page = await self._request("GET", f"/_connector?from={start}&size={PAGE}")
+            except _MissingError:
+                return
             for document in page["results"]:
                 yield document["id"], fields_of(document)
             start, count = start + PAGE, page["count"]
@@ -77,7 +81,8 @@ class ConnectorApi:
             try:
                 return await self.client.perform_request(method, path, headers=_JSON, body=body)
             except NotFoundError as error:
-                if elastic_client.missing(error) in _MISSING:
+                kind = elastic_client.missing(error)
+                if kind in _MISSING or (kind == _NO_INDEX and method == "GET"):
                     raise _MissingError from error
                 raise
 

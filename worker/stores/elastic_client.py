@@ -106,7 +106,8 @@ def translated(url: str) -> Iterator[None]:
     except ConnectionTimeout as error:
         raise TransientError(f"{named(url)} did not answer in time") from error
     except (ElasticConnectionError, SerializationError) as error:
-        raise TransientError(f"{named(url)}: {_line(error)}") from error
+        causes = " ".join(str(cause) for cause in error.errors)
+        raise TransientError(f"{named(url)}: {_line(f'{error.message} {causes}')}") from error
     except TransportError as error:
         raise RuntimeError(f"{named(url)}: {_line(error)}, nobody expected it here") from error
 

@@ -79,7 +79,9 @@ class Ledger:
         return lost
 
     async def pages(self) -> AsyncIterator[list[str]]:
-        """The ids of all documents that searches find, in their order."""
+        """The ids of all documents, in their order."""
+        with translated(self.url):
+            await self.client.indices.refresh(index=INDEX)
         after: list[Any] | None = None
         while True:
             with translated(self.url):
