@@ -124,6 +124,31 @@ async def test_two_writers_converge_wherever_one_is_stopped(
     assert {outcome.name for outcome in again} <= {"duplicate", "superseded"}
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+async def test_a_writer_that_wins_nothing_sets_nothing_back(
+    server: FakeElasticsearch,
+    store: ConnectorStore,
+    other: ConnectorStore,
+    step: Callable[[Request], bool],
+    *,
+    before: bool,
+) -> None:
+    await store.apply([update(2, **OLD)])
+    pin = server.pin(step, before=before)
+    stopped = asyncio.create_task(store.apply([update(1, **OLD), update(2, **OLD)]))
+    await pin.reached.wait()
+    await other.apply([update(3, last_sync_status="error", last_indexed_document_count=8)])
+    pin.release.set()
+    await stopped
+    assert await fields_of(store) == {
+        "last_sync_status": "error",
+        "last_sync_error": None,
+        "last_indexed_document_count": 8,
+    }
+    assert await differences(store) == []
+
+
 @pytest.mark.parametrize("others_step", STEPS, ids=lambda step: step.__name__)
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 @pytest.mark.parametrize(("first", "second"), WRITERS, ids=["old first", "new first"])
