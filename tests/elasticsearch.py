@@ -12,7 +12,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote
@@ -132,6 +132,7 @@ class FakeElasticsearch:
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._bug: Exception | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None  # its own, where it has one
 
     @property
     def url(self) -> str:
@@ -487,17 +488,24 @@ class FakeElasticsearch:
         return 200, {"hits": {"total": {"value": len(found), "relation": "eq"}, "hits": hits}}
 
 
+def call(server: FakeElasticsearch, coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run one of its coroutines in its thread."""
+    assert server.loop is not None
+    asyncio.run_coroutine_threadsafe(coroutine, server.loop).result()
+
+
 @contextlib.contextmanager
 def in_a_thread(server: FakeElasticsearch) -> Iterator[None]:
     """Serve in a loop of its own, for tests that run several."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fake Elasticsearch", daemon=True)
     thread.start()
-    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    server.loop = loop
+    call(server, server.start())
     try:
         yield
     finally:
-        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
+        call(server, server.__aexit__())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

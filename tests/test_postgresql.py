@@ -386,7 +386,7 @@ def test_only_refused_content_is_rejected_and_what_nobody_knows_stops_the_worker
         ("3D000", MisconfiguredError),
         ("42P01", MisconfiguredError),
         ("42501", MisconfiguredError),
-        ("53100", MisconfiguredError),
+        ("53100", TransientError),
         ("22021", RejectedError),
         ("23514", RejectedError),
         ("XX000", RuntimeError),

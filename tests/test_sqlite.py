@@ -474,11 +474,11 @@ async def test_a_poisonous_batch_is_still_one_transaction(
     assert commits(path) == before + 1
 
 
-async def test_a_full_disk_stops_the_worker(store: Any) -> None:
+async def test_a_full_disk_is_waited_for(store: Any) -> None:
     await store.add(["a"])
     async with store._engine.connect() as connection:
         await connection.exec_driver_sql("PRAGMA max_page_count = 1")
-    with pytest.raises(MisconfiguredError, match="disk is full: free some space"):
+    with pytest.raises(TransientError, match="disk is full: free some space"):
         await store.apply([update("a", 1, last_sync_error="x" * 1_000_000)])
     assert (await store.get("a")).fields == {}
 

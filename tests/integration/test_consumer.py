@@ -4,9 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -24,12 +26,12 @@ from worker.stores import ConnectorStore, open_store
 from worker.watchdog import Watchdog
 
 
-def event(connector: str, number: int) -> Record:
+def event(connector: str, number: int, **more: Any) -> Record:
     value = {
         "event_id": f"e-{number}",
         "connector_id": connector,
         "occurred_at": f"2026-01-01T00:00:{number % 60:02}Z",
-        "last_sync": {"last_indexed_document_count": number},
+        "last_sync": {"last_indexed_document_count": number, **more},
     }
     return Record(value=json.dumps(value).encode(), key=connector.encode(), partition=number % 4)
 
@@ -336,6 +338,32 @@ async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(
     async with working(settings_for(kafka, topic, watchdog_seconds=1), store) as running:
         await eventually(lambda: clients and clients[0].polls > 6)
         assert not running.task.done()
+
+
+async def test_a_full_disk_is_waited_for_and_makes_no_dead_letter(
+    kafka: Kafka, topic: Topics, tmp_path: Path
+) -> None:
+    pages = 1  # SQLite takes it for as many as there are
+
+    def limit(connection: Any, *_: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA max_page_count = {pages}")
+        cursor.close()
+
+    async with open_store(f"sqlite:///{tmp_path}/store.db") as real:
+        await real.add(["a"])
+        sqlalchemy.event.listen(real._engine.sync_engine, "checkout", limit)  # type: ignore[attr-defined]
+        store = Pinned(real)
+        await kafka.produce(topic.source, [event("a", 0, last_sync_error="x" * 20_000)])
+        async with working(settings_for(kafka, topic), store):
+            await eventually(lambda: store.attempts >= 3)
+            assert not any((await kafka.committed(topic.group, topic.source)).values())
+            pages = 1_000_000
+            await eventually(committed_all(kafka, topic), 10)
+        connector = await real.get("a")
+    assert connector is not None
+    assert connector.fields["last_sync_error"] == "x" * 20_000
+    assert await kafka.read_all(topic.dlq) == []
 
 
 async def test_the_letter_of_the_largest_record_fits_and_is_acknowledged(

@@ -41,6 +41,7 @@ _TRANSIENT = {
     "40": "another writer was in the way",
     READ_ONLY: "the server is a standby: its place may have been taken",
     "25P03": "the server ended the transaction, which had stood still",
+    "53100": "the server's disk is full: free some space there",
     "53200": "the server is out of memory",
     "53300": "the server takes no more connections",
     "53400": "a limit of the server was reached",
@@ -58,7 +59,6 @@ _MISCONFIGURED = {
     "42704": "the URL has a parameter that the server does not know",
     "42P07": "the tables of another program are there: name another database or schema",
     UNDEFINED_TABLE: f"the schema is missing: {UPGRADE}",
-    "53100": "the disk is full: free some space there",
 }
 _REJECTED = ("22", "23")
 

@@ -29,12 +29,12 @@ _TRANSIENT = {
     sqlite3.SQLITE_LOCKED: "another connection holds its lock",
     sqlite3.SQLITE_PROTOCOL: "its lock could not be had for the crowd",
     sqlite3.SQLITE_IOERR: "reading or writing the file failed",
+    sqlite3.SQLITE_FULL: "the disk is full: free some space there",
 }
 _MISCONFIGURED = {
     sqlite3.SQLITE_AUTH: "check who owns the file",
     sqlite3.SQLITE_CANTOPEN: "check the path, its permissions, and the limit of open files",
     sqlite3.SQLITE_CORRUPT: "the file is damaged: put a backup in its place",
-    sqlite3.SQLITE_FULL: "the disk is full: free some space there",
     sqlite3.SQLITE_NOTADB: "the file is something else, or encrypted: name another path",
     sqlite3.SQLITE_PERM: "check who may write the file",
     sqlite3.SQLITE_READONLY: "make file and directory writable for this user",
