@@ -515,11 +515,16 @@ async def test_it_works_with_index_creation_switched_off(server: FakeElasticsear
         assert [o.name for o in await store.apply([update(1, **OLD)])] == ["applied"]
 
 
-async def test_deprecation_warnings_are_survived(server: FakeElasticsearch, cli: Cli) -> None:
+async def test_deprecation_warnings_are_logged_and_survived(cli: Cli) -> None:
+    server = FakeElasticsearch()
     server.warning = "this API is deprecated"
-    with pytest.warns(Warning, match="this API is deprecated"):
-        async with open_store(url_of(server)) as store:
-            assert await store.add(["a"]) == [True]
+    with in_a_thread(server):
+        done = await cli("connectors", "add", "a", "--store", url_of(server))
+    assert done.exit_code == 0
+    assert done.stdout == "a: registered\n"
+    logged = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all("this API is deprecated" in line["event"] for line in logged)
+    assert logged
 
 
 async def test_keys_and_passwords_are_used_and_never_shown(server: FakeElasticsearch) -> None:

@@ -38,9 +38,7 @@ def configure(level: str = "info", form: str = "auto") -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.captureWarnings(
-        capture=True
-    )  # a server's deprecations, say, in one format with the rest
+    logging.captureWarnings(capture=True)  # as those that Elasticsearch sends
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
