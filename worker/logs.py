@@ -42,6 +42,7 @@ def configure(level: str = "info", form: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    # a line for each of ten metadata requests a second, about what is checked and said elsewhere
-    logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)
+    # a line for each of many requests a second, about what is checked and said elsewhere
+    for name in ("aiokafka.cluster", "elastic_transport"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("worker").setLevel(level.upper())

@@ -13,7 +13,6 @@ from worker.errors import MisconfiguredError, TransientError
 from worker.stores.base import ElasticsearchAccess
 
 REQUEST_TIMEOUT = 10.0  # seconds
-OPEN_TIMEOUT = 3.0  # seconds
 DEFAULT_PORT = 9200
 OLDEST = (8, 15)  # older ones null every field of the stats that a request leaves out
 
@@ -103,7 +102,7 @@ def translated(url: str) -> Iterator[None]:
         raise MisconfiguredError(
             f"{named(url)}: {_line(error)}; check LAST_SYNC_ELASTICSEARCH_CAFILE and the host"
         ) from error
-    except ConnectionTimeout as error:
+    except (ConnectionTimeout, TimeoutError) as error:
         raise TransientError(f"{named(url)} did not answer in time") from error
     except (ElasticConnectionError, SerializationError) as error:
         causes = " ".join(str(cause) for cause in error.errors)

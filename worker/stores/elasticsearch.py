@@ -34,9 +34,10 @@ from worker.retry import backoff
 from worker.stores import elastic_client, ledger
 from worker.stores.base import Connector, Difference, ElasticsearchAccess
 from worker.stores.connector_api import ConnectorApi
-from worker.stores.elastic_client import OPEN_TIMEOUT, RefusedError, named
+from worker.stores.elastic_client import RefusedError, named, translated
 from worker.stores.ledger import Entry, Ledger
 
+OPEN_TIMEOUT = 3.5  # seconds
 AT_ONCE = 500  # connectors in one request to the ledger
 CONTENTION_TIMEOUT = 15.0  # seconds that a call goes on losing to other writers
 IN_FLIGHT = 2.0  # seconds that another writer may be between its two writes
@@ -52,16 +53,15 @@ async def open_elasticsearch(
 ) -> AsyncIterator["ElasticsearchStore"]:
     """Connect, refuse a server that would do harm, and find or make the ledger."""
     async with elastic_client.connected(url, access) as client:
-        asking = client.options(request_timeout=OPEN_TIMEOUT)
-        version = await elastic_client.version(asking, url)
-        book = await ledger.opened(asking, url, version)
-        async for _ in ConnectorApi(client=asking, url=url).connectors():
-            break  # it is there, and may be read
+        api = ConnectorApi(client=client, url=url)
+        with translated(url):
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                version = await elastic_client.version(client, url)
+                book = await ledger.opened(client, url, version)
+                async for _ in api.connectors():
+                    break  # they may be read
         yield ElasticsearchStore(
-            api=ConnectorApi(client=client, url=url),
-            book=replace(book, client=client),
-            version=version,
-            concurrency=access.concurrency,
+            api=api, book=book, version=version, concurrency=access.concurrency
         )
 
 

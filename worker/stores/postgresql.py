@@ -20,6 +20,7 @@ from worker.stores.migrations import HEAD, VERSION_TABLE
 from worker.stores.rows import CONNECTORS, STORE, Row
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
+OPEN_TIMEOUT = 3.5  # seconds
 CONNECT_TIMEOUT = 3.0  # seconds
 CLOSE_TIMEOUT = 2.0  # seconds; a server may be frozen
 ADVISORY_LOCK = int.from_bytes(b"lastsync")  # what migrations and registrations queue for
@@ -73,8 +74,9 @@ _TIMES = [
 async def open_postgresql(url: str) -> AsyncIterator[SqlStore]:
     """Connect, refuse a schema that is not this release's, and disconnect at the end."""
     async with _connected(url) as engine:
-        async with _asking(engine, url) as connection:
-            store_id = await _store_id(connection, url)
+        with translated(url):
+            async with asyncio.timeout(OPEN_TIMEOUT), engine.begin() as connection:
+                store_id = await _store_id(connection, url)
         yield SqlStore(engine, _dialect(url), store_id=store_id, revision=HEAD)
 
 
@@ -83,14 +85,16 @@ async def upgrade_postgresql(url: str) -> None:
     # A third of a second to import.
     from worker.stores.migrations.upgrade import UnknownRevisionError, upgrade  # noqa: PLC0415
 
-    async with _connected(url) as engine, _asking(engine, url) as connection:
-        await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-        await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
-        try:
-            await connection.run_sync(upgrade)
-        except UnknownRevisionError as error:
-            raise MisconfiguredError(_unknown(url)) from error
+    async with _connected(url) as engine:
+        with translated(url):
+            async with engine.begin() as connection:
+                await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+                await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
+                try:
+                    await connection.run_sync(upgrade)
+                except UnknownRevisionError as error:
+                    raise MisconfiguredError(_unknown(url)) from error
 
 
 def _dialect(url: str) -> Dialect:
@@ -171,13 +175,6 @@ async def _close(engine: AsyncEngine) -> None:
             await engine.dispose()
     except TimeoutError:
         await engine.dispose(close=False)
-
-
-@asynccontextmanager
-async def _asking(engine: AsyncEngine, url: str) -> AsyncIterator[AsyncConnection]:
-    with translated(url):
-        async with engine.begin() as connection:
-            yield connection
 
 
 async def _store_id(connection: AsyncConnection, url: str) -> str:
