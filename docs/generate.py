@@ -9,7 +9,7 @@ import click
 from click.testing import CliRunner
 
 from schemas import generate as schema_documents
-from worker import cli
+from worker import cli, options
 from worker.settings import Settings, variable
 
 CLI_PAGE = Path(__file__).with_name("cli.md")
@@ -46,7 +46,9 @@ are no settings have variables too; each command's help names them.
 
 def cli_page() -> str:
     commands = "\n".join(
-        section(path) for path, command in cli.commands() if not isinstance(command, click.Group)
+        section(path)
+        for path, command in options.commands(cli.cli)
+        if not isinstance(command, click.Group)
     )
     return f"{INTRODUCTION}\n{commands}\n{SETTINGS}{settings_rows()}"
 
@@ -56,11 +58,11 @@ def section(path: tuple[str, ...]) -> str:
     shown = CliRunner().invoke(
         cli.cli,
         [*path, "--help"],
-        prog_name=cli.PROGRAM,
+        prog_name=options.PROGRAM,
         auto_envvar_prefix="LAST_SYNC",
         terminal_width=80,
     )
-    return f"## {cli.PROGRAM} {' '.join(path)}\n\n```text\n{shown.output}```\n"
+    return f"## {options.PROGRAM} {' '.join(path)}\n\n```text\n{shown.output}```\n"
 
 
 def settings_rows() -> str:

@@ -9,9 +9,13 @@ from click.testing import CliRunner
 
 from tests.programs import Cli
 from worker import cli as program
+from worker import options
 from worker.settings import Settings, variable
 
-COMMANDS = [pytest.param(path, command, id=" ".join(path)) for path, command in program.commands()]
+COMMANDS = [
+    pytest.param(path, command, id=" ".join(path))
+    for path, command in options.commands(program.cli)
+]
 
 
 def help_of(path: tuple[str, ...]) -> str:
@@ -34,16 +38,16 @@ def test_every_option_shows_its_environment_variable(
 ) -> None:
     shown = re.sub(r"\s+", "", help_of(path))
     for param in command.params:
-        if isinstance(param, program.SettingOption):
+        if isinstance(param, options.SettingOption):
             assert f"envvar:{variable(str(param.name))}" in shown
         elif isinstance(param, click.Option) and param.name != "version":
-            assert f"envvar:{program.flag_variable(path, param)}" in shown
+            assert f"envvar:{options.flag_variable(path, param)}" in shown
 
 
 def test_no_option_of_a_command_takes_the_variable_of_a_setting() -> None:
     names = [
-        program.flag_variable(path, param)
-        for path, command in program.commands()
+        options.flag_variable(path, param)
+        for path, command in options.commands(program.cli)
         for param in command.params
     ]
     assert not {variable(name) for name in Settings.model_fields} & {*names}

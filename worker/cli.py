@@ -1,12 +1,11 @@
 """The command line: parse, call app, print, exit code."""
 
-import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn
 
 import click
 import structlog
@@ -17,109 +16,26 @@ from schemas.scalars import Identifier
 from schemas.sync_finished import Invalid, SyncFinished
 from worker import app, events, logs, settings
 from worker.errors import LastSyncError
-from worker.settings import Settings, variable
+from worker.options import (
+    CANNOT_START,
+    FAILED,
+    PROGRAM,
+    as_json,
+    broker_settings,
+    example,
+    flag,
+    kafka_settings,
+    loaded,
+    printable,
+    put,
+    run_async,
+    say,
+    setting,
+    store_setting,
+)
+from worker.settings import Settings
 from worker.stores import Connector, Difference
 from worker.topics import Verdict
-
-PROGRAM = "last-sync"
-FAILED, CANNOT_START = 1, 3
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-Result = TypeVar("Result")
-
-
-class SettingOption(click.Option):
-    """An option that sets one of the settings, and says so in the help."""
-
-
-def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
-    info = Settings.model_fields[field]
-    notes = [f"env var: {variable(field)}"]
-    if info.default not in (None, ""):
-        notes.append(f"default: {info.default}")
-    text = f"{info.description}.  [{'; '.join(notes)}]"
-    return click.option(
-        flag,
-        field,
-        cls=SettingOption,
-        metavar=flag.strip("-").upper(),
-        help=text,
-        expose_value=True,
-    )
-
-
-def broker_settings(command: Decorated) -> Decorated:
-    command = setting("--topic", "kafka_topic")(command)
-    return setting("--bootstrap-servers", "kafka_bootstrap_servers")(command)
-
-
-def kafka_settings(command: Decorated) -> Decorated:
-    command = setting("--group-id", "kafka_group_id")(command)
-    command = setting("--dead-letter-topic", "kafka_dead_letter_topic")(command)
-    return broker_settings(command)
-
-
-def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
-    """An option of the command alone; Click names its environment variable after the command."""
-    return click.option(*names, show_envvar=True, **attributes)
-
-
-store_setting = setting("--store", "store_url")
-as_json = flag(
-    "--json", "as_json", envvar=f"{settings.PREFIX}JSON", is_flag=True, help="Print JSON."
-)
-
-
-def loaded(given: Mapping[str, Any]) -> Settings:
-    """Combine the options that were given with environment and `.env`, and start logging."""
-    options = {name: value for name, value in given.items() if value is not None}
-    known = [
-        name
-        for path, command in commands()
-        for param in command.params
-        if (name := flag_variable(path, param))
-    ]
-    found = settings.load(options, also_known=known)
-    logs.configure(found.log_level, found.log_format)
-    return found
-
-
-def commands(
-    command: click.Command | None = None, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command with its path, groups included."""
-    command = command or cli
-    yield path, command
-    if isinstance(command, click.Group):
-        for name, sub in sorted(command.commands.items()):
-            yield from commands(sub, (*path, name))
-
-
-def flag_variable(path: Sequence[str], param: click.Parameter) -> str | None:
-    """The environment variable of an option that is no setting, as Click makes it."""
-    if isinstance(param, SettingOption) or not isinstance(param, click.Option):
-        return None
-    if isinstance(param.envvar, str):
-        return param.envvar
-    words = [settings.PREFIX.rstrip("_"), *path, param.name or ""]
-    return "_".join(words).upper().replace("-", "_")
-
-
-def run_async(main: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(main)
-
-
-def example(text: str) -> str:
-    """The end of every help."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def put(document: object) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False))
 
 
 @click.group(
@@ -462,11 +378,6 @@ def connector_line(connector: Connector) -> str:
     error = str(fields.get("last_sync_error") or "").splitlines() or [""]
     cells = ["-" if cell is None else str(cell) for cell in shown]
     return COLUMNS.format(connector.id, *cells, printable(error[0])[:60]).rstrip()
-
-
-def printable(text: str) -> str:
-    """Free of control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def connector_json(connector: Connector) -> str:

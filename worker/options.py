@@ -1,0 +1,116 @@
+"""What the commands share: options, settings, and how they print."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from worker import logs, settings
+from worker.settings import Settings, variable
+
+PROGRAM = "last-sync"
+FAILED, CANNOT_START = 1, 3
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Result = TypeVar("Result")
+
+
+class SettingOption(click.Option):
+    """An option that sets one of the settings, and says so in the help."""
+
+
+def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
+    info = Settings.model_fields[field]
+    notes = [f"env var: {variable(field)}"]
+    if info.default not in (None, ""):
+        notes.append(f"default: {info.default}")
+    text = f"{info.description}.  [{'; '.join(notes)}]"
+    return click.option(
+        flag,
+        field,
+        cls=SettingOption,
+        metavar=flag.strip("-").upper(),
+        help=text,
+        expose_value=True,
+    )
+
+
+def broker_settings(command: Decorated) -> Decorated:
+    command = setting("--topic", "kafka_topic")(command)
+    return setting("--bootstrap-servers", "kafka_bootstrap_servers")(command)
+
+
+def kafka_settings(command: Decorated) -> Decorated:
+    command = setting("--group-id", "kafka_group_id")(command)
+    command = setting("--dead-letter-topic", "kafka_dead_letter_topic")(command)
+    return broker_settings(command)
+
+
+def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """An option of the command alone; Click names its environment variable after the command."""
+    return click.option(*names, show_envvar=True, **attributes)
+
+
+store_setting = setting("--store", "store_url")
+as_json = flag(
+    "--json", "as_json", envvar=f"{settings.PREFIX}JSON", is_flag=True, help="Print JSON."
+)
+
+
+def loaded(given: Mapping[str, Any]) -> Settings:
+    """Combine the options that were given with environment and `.env`, and start logging."""
+    options = {name: value for name, value in given.items() if value is not None}
+    root = click.get_current_context().find_root().command
+    known = [
+        name
+        for path, command in commands(root)
+        for param in command.params
+        if (name := flag_variable(path, param))
+    ]
+    found = settings.load(options, also_known=known)
+    logs.configure(found.log_level, found.log_format)
+    return found
+
+
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """The command and all below it, each with its path."""
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, sub in sorted(command.commands.items()):
+            yield from commands(sub, (*path, name))
+
+
+def flag_variable(path: Sequence[str], param: click.Parameter) -> str | None:
+    """The environment variable of an option that is no setting, as Click makes it."""
+    if isinstance(param, SettingOption) or not isinstance(param, click.Option):
+        return None
+    if isinstance(param.envvar, str):
+        return param.envvar
+    words = [settings.PREFIX.rstrip("_"), *path, param.name or ""]
+    return "_".join(words).upper().replace("-", "_")
+
+
+def run_async(main: Coroutine[Any, Any, Result]) -> Result:
+    return asyncio.run(main)
+
+
+def example(text: str) -> str:
+    """The end of every help."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def put(document: object) -> None:
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """Free of control characters, which could steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
