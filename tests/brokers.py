@@ -5,6 +5,7 @@
 
 import contextlib
 import gc
+import os
 import re
 import secrets
 import shutil
@@ -261,6 +262,8 @@ class JarBroker(Broker):
     def _signal(self, signum: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(signum)
+            if signum is signal.SIGSTOP:  # its threads go on for a moment
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _await_end(self) -> None:
         if self._process is not None:
@@ -341,7 +344,7 @@ class DockerBroker(Broker):
 
 
 def cluster_id() -> str:
-    return secrets.token_urlsafe(16)
+    return "c" + secrets.token_urlsafe(16)[1:]  # a leading hyphen would be taken for an option
 
 
 def leash(command: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -423,7 +423,7 @@ def test_no_error_of_the_driver_leaves_the_store() -> None:
         (sqlite3.SQLITE_LOCKED, TransientError),
         (sqlite3.SQLITE_IOERR, TransientError),
         (sqlite3.SQLITE_PROTOCOL, TransientError),
-        (sqlite3.SQLITE_FULL, MisconfiguredError),
+        (sqlite3.SQLITE_FULL, TransientError),
         (sqlite3.SQLITE_CANTOPEN, MisconfiguredError),
         (sqlite3.SQLITE_NOTADB, MisconfiguredError),
         (sqlite3.SQLITE_CORRUPT, MisconfiguredError),
