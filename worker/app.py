@@ -1,19 +1,22 @@
 """The only composition root: settings in, running parts out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
+from schemas.dead_letter import MIN_RECORD
 from worker import consumer, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import LastSyncError
+from worker.open_letters import OpenLetter, OpenLetters
 from worker.pipeline import Origin
+from worker.replay import Edited, Replay, Result, Signature, apply_edited, close
 from worker.settings import Settings
 from worker.signals import stopping
 from worker.stores import (
@@ -236,6 +239,83 @@ def _open_store(settings: Settings) -> AbstractAsyncContextManager[ConnectorStor
         concurrency=settings.elasticsearch_concurrency,
     )
     return open_store(settings.required_store_url(), access)
+
+
+@asynccontextmanager
+async def dead_letters(
+    settings: Settings, *, topics_checked: bool = True
+) -> AsyncIterator[OpenLetters]:
+    """The dead-letter topic, to be read as a table.
+
+    `topics_checked=False` is for brokers that cannot describe their topics (the demo's).
+    """
+    if topics_checked:
+        async with kafka.admin(settings) as admin:
+            topics.required_dead_letters(await topics.describe(admin, settings), settings)
+    async with OpenLetters.opened(settings) as letters:
+        yield letters
+
+
+async def replay(
+    settings: Settings,
+    letters: OpenLetters,
+    wanted: Sequence[OpenLetter],
+    signature: Signature,
+    *,
+    dry_run: bool,
+    other_stores: Collection[str] = (),
+    rate: float | None = None,
+) -> AsyncIterator[list[Result]]:
+    """Run the letters against the store, and close those that it settles; or say what would be."""
+    async with AsyncExitStack() as stack:
+        stop = stack.enter_context(stopping())
+        store = await stack.enter_async_context(_open_store(settings))
+        topic = None
+        if not dry_run:
+            topic = await stack.enter_async_context(DeadLetterTopic.opened(settings, MIN_RECORD))
+        run = Replay(
+            letters=letters,
+            store=store,
+            topic=topic,
+            signature=signature,
+            other_stores=other_stores,
+            batch_size=settings.batch_size,
+            rate=rate,
+            stop=stop,
+        )
+        async for results in run.run(wanted):
+            yield results
+
+
+async def discard(
+    settings: Settings, wanted: Sequence[OpenLetter], signature: Signature
+) -> AsyncIterator[int]:
+    """Close the letters without applying them; gives how many after each batch."""
+    with stopping() as stop:
+        async with DeadLetterTopic.opened(settings, MIN_RECORD) as topic:
+            for start in range(0, len(wanted), settings.batch_size):
+                if stop.is_set():
+                    return
+                batch = wanted[start : start + settings.batch_size]
+                await close(topic, [(letter, "discarded") for letter in batch], signature)
+                yield len(batch)
+
+
+async def edit(
+    settings: Settings,
+    letter: OpenLetter,
+    edited: Edited,
+    signature: Signature,
+    other_stores: Collection[str],
+) -> Result:
+    """Apply an edited letter and close it, or change nothing."""
+    async with (
+        _open_store(settings) as store,
+        DeadLetterTopic.opened(settings, MIN_RECORD) as topic,
+    ):
+        return await apply_edited(
+            letter, edited, store, topic, signature=signature, other_stores=other_stores
+        )
 
 
 async def upgrade_store(settings: Settings) -> str:

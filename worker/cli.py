@@ -15,6 +15,7 @@ from schemas.last_sync import LAST_SYNC_FIELDS
 from schemas.scalars import Identifier
 from schemas.sync_finished import Invalid, SyncFinished
 from worker import app, events, logs, settings
+from worker.dlq import dlq
 from worker.errors import LastSyncError
 from worker.options import (
     CANNOT_START,
@@ -421,6 +422,9 @@ def connectors_delete(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> N
             click.echo(f"{connector_id}: {'deleted' if done else 'is not registered'}")
     if not all(deleted):
         sys.exit(FAILED)
+
+
+cli.add_command(dlq)
 
 
 @cli.command(epilog=example("last-sync schema sync-finished > sync-finished.schema.json"))

@@ -17,6 +17,9 @@ PUBLISH_TIMEOUT = 10.0  # seconds for all letters of a batch
 REQUEST_OVERHEAD = 4096  # bytes; the client adds a batch's framing to the record before it compares
 
 
+Tombstone = tuple[int, bytes, Sequence[tuple[str, bytes]]]  # partition, key, headers
+
+
 class DeadLetterTopic:
     """The topic of open letters, keyed by letter id: writing one again changes nothing.
 
@@ -56,6 +59,25 @@ class DeadLetterTopic:
             ) from None
         except TransientError:
             await self._drop_producer()  # after a time-out its buffers cannot be trusted
+            raise
+
+    async def close(self, tombstones: Sequence[Tombstone]) -> None:
+        """Write the tombstones, each to its letter's partition, and wait as `publish` does."""
+        topic = self._settings.dead_letter_topic
+        try:
+            with kafka.translated(f"writing to {topic}"):
+                async with asyncio.timeout(PUBLISH_TIMEOUT):
+                    if self._producer is None:
+                        self._producer = await self._connected()
+                    sent = [
+                        await self._producer.send(
+                            topic, None, key=key, headers=[*headers], partition=partition
+                        )
+                        for partition, key, headers in tombstones
+                    ]
+                    await asyncio.gather(*sent)
+        except TransientError:
+            await self._drop_producer()
             raise
 
     async def _send(self, letters: Sequence[DeadLetter]) -> None:

@@ -48,6 +48,12 @@ def kafka_settings(command: Decorated) -> Decorated:
     return broker_settings(command)
 
 
+def broker_only(command: Decorated) -> Decorated:
+    """For commands that read the dead letters, and belong to no group."""
+    command = setting("--dead-letter-topic", "kafka_dead_letter_topic")(command)
+    return broker_settings(command)
+
+
 def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
     """An option of the command alone; Click names its environment variable after the command."""
     return click.option(*names, show_envvar=True, **attributes)

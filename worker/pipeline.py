@@ -15,6 +15,16 @@ Verdict = Outcome | Invalid
 OUTCOMES = ("applied", "superseded", "duplicate", "connector_not_found", "invalid", "rejected")
 
 
+class Event(Protocol):
+    """What of a Kafka record, or of a dead letter, an event is read from."""
+
+    @property
+    def value(self) -> bytes | None: ...
+
+    @property
+    def headers(self) -> Headers: ...
+
+
 class Record(Protocol):
     """What is used of a Kafka record."""
 
@@ -35,7 +45,7 @@ class Origin:
     store: str
 
 
-def read(record: Record, now: int) -> Update | Invalid:
+def read(record: Event, now: int) -> Update | Invalid:
     """The update that a record asks for; `now` is in microseconds since the epoch."""
     event = decode(record.value, record.headers, now=now)
     return event if isinstance(event, Invalid) else Update.from_event(event)

@@ -146,6 +146,12 @@ def required_source(topics: Topics, settings: Settings) -> None:
         raise MisconfiguredError(verdict.text)
 
 
+def required_dead_letters(topics: Topics, settings: Settings) -> None:
+    verdict = _dead_letter_verdicts(topics, settings)[0]
+    if not verdict.ok:
+        raise MisconfiguredError(verdict.text)
+
+
 def required(topics: Topics, settings: Settings) -> Topics:
     """The topics, if `run` may use them; else MisconfiguredError with the first bad verdict."""
     for verdict in verdicts(topics, settings):

@@ -1,0 +1,227 @@
+"""The open letters: the dead-letter topic read as a table, whose rows go when they are resolved."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from schemas.dead_letter import TOO_LARGE, DeadLetter
+from worker import kafka
+from worker.errors import TransientError
+from worker.settings import Settings
+
+UNREADABLE = "unreadable"  # the reason of a record that is no letter of this project
+MESSAGE = 500  # characters of a message that the table keeps; the letter itself has all of it
+POLL = 500  # milliseconds
+STALLED = 30.0  # seconds without a record, before the end
+FETCH_BYTES = 8 * 1024 * 1024
+
+Progress = Callable[[int, int], None]  # records read, of how many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLetter:
+    """An open letter without its value, and where it stands in the dead-letter topic."""
+
+    at: tuple[int, int]  # partition and offset of the letter's own record
+    key: bytes
+    id: str
+    reason: str
+    status: int
+    message: str
+    connector_id: str | None
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    failed_at: datetime | None
+    store: str
+
+    @property
+    def replayable(self) -> bool:
+        return self.reason not in {TOO_LARGE, UNREADABLE}
+
+
+class OpenLetters:
+    """Reads the dead-letter topic from its beginning to its end of now, as often as asked."""
+
+    def __init__(self, client: AIOKafkaConsumer, topic: str) -> None:
+        self._client, self._topic = client, topic
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
+        client = AIOKafkaConsumer(
+            settings.dead_letter_topic,  # all of its partitions: there is no group
+            **kafka.client_options(settings),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=FETCH_BYTES,
+        )
+        async with kafka.started(client, settings):
+            yield cls(client, settings.dead_letter_topic)
+
+    async def table(self, progress: Progress = lambda _, __: None) -> list[OpenLetter]:
+        """The open letters, those that failed last at the end.
+
+        A record with a key opens a letter, or opens it again; a tombstone closes it.
+        """
+        open_letters: dict[tuple[int, bytes | None], OpenLetter] = {}
+        async for records in self._scan(progress=progress):
+            for record in records:
+                row = (record.partition, record.key)
+                if record.value is None:
+                    open_letters.pop(row, None)
+                else:
+                    open_letters[row] = _indexed(record)
+        return sorted(open_letters.values(), key=_age)
+
+    async def letters(
+        self, wanted: Iterable[OpenLetter], size: int
+    ) -> AsyncIterator[list[tuple[OpenLetter, DeadLetter | None]]]:
+        """The wanted letters whole, `size` at a time; None for one that is unreadable.
+
+        One that is there no more was resolved or written again meanwhile, and is left out.
+        """
+        by_place = {letter.at: letter for letter in wanted}
+        batch: list[tuple[OpenLetter, DeadLetter | None]] = []
+        async for records in self._scan(_ranges(by_place)):
+            for record in records:
+                letter = by_place.get((record.partition, record.offset))
+                if letter is None:
+                    continue
+                batch.append((letter, _whole(record)))
+                if len(batch) == size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    async def _scan(
+        self,
+        ranges: Mapping[int, tuple[int, int]] | None = None,
+        progress: Progress = lambda _, __: None,
+    ) -> AsyncIterator[Sequence[Any]]:
+        """The records of the ranges of offsets, by partition; of everything where none is given."""
+        left = await self._positioned(ranges)
+        total, done = sum(end - begin for begin, end in left.values()), 0
+        while left:
+            found = await self._polled()
+            for partition, records in found.items():
+                begin, end = left.get(partition, (0, 0))
+                inside = [record for record in records if begin <= record.offset < end]
+                done += len(inside)
+                if inside:
+                    yield inside
+            progress(min(done, total), total)
+            for partition, (_, end) in list(left.items()):
+                # Compaction leaves gaps: it is the position that says where the end is.
+                if await self._client.position(partition) >= end:
+                    self._client.pause(partition)
+                    del left[partition]
+        progress(total, total)
+
+    async def _positioned(
+        self, ranges: Mapping[int, tuple[int, int]] | None
+    ) -> dict[TopicPartition, tuple[int, int]]:
+        with kafka.translated(f"reading {self._topic}"):
+            async with asyncio.timeout(STALLED):
+                assigned = sorted(self._client.assignment())
+                begins = await self._client.beginning_offsets(assigned)
+                ends = await self._client.end_offsets(assigned)
+        whole = {tp: (begins[tp], ends[tp]) for tp in assigned}
+        if ranges is not None:
+            whole = {tp: ranges[tp.partition] for tp in assigned if tp.partition in ranges}
+        left = {tp: (begin, end) for tp, (begin, end) in whole.items() if begin < end}
+        self._client.pause(*(tp for tp in assigned if tp not in left))
+        self._client.resume(*left)
+        for tp, (begin, _) in left.items():
+            self._client.seek(tp, begin)
+        return left
+
+    async def _polled(self) -> Mapping[TopicPartition, Sequence[Any]]:
+        deadline = asyncio.get_running_loop().time() + STALLED
+        while True:
+            found: Mapping[TopicPartition, Sequence[Any]]
+            with kafka.translated(f"reading {self._topic}"):
+                before = [await self._client.position(tp) for tp in self._client.assignment()]
+                found = await self._client.getmany(timeout_ms=POLL)
+                after = [await self._client.position(tp) for tp in self._client.assignment()]
+            if found or after != before:
+                return found
+            if asyncio.get_running_loop().time() > deadline:
+                raise TransientError(
+                    f"Kafka gave no record of {self._topic} for {STALLED:g} s, before its end:"
+                    " check the brokers, and run this again"
+                )
+
+
+def _ranges(places: Iterable[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """From the first to behind the last offset, by partition."""
+    found: dict[int, tuple[int, int]] = {}
+    for partition, offset in places:
+        begin, end = found.get(partition, (offset, offset + 1))
+        found[partition] = (min(begin, offset), max(end, offset + 1))
+    return found
+
+
+def _age(letter: OpenLetter) -> tuple[float, tuple[int, int]]:
+    return (letter.failed_at.timestamp() if letter.failed_at else 0.0), letter.at
+
+
+def _whole(record: Any) -> DeadLetter | None:
+    try:
+        return DeadLetter.from_record(record.key, record.value, record.headers)
+    except ValueError:
+        return None
+
+
+def _indexed(record: Any) -> OpenLetter:
+    at = (record.partition, record.offset)
+    try:
+        letter = DeadLetter.from_record(record.key, b"", record.headers)
+    except ValueError as error:
+        return _unreadable(record, at, error)
+    cut = letter.message if len(letter.message) <= MESSAGE else f"{letter.message[:MESSAGE]}…"
+    return OpenLetter(
+        at=at,
+        key=record.key,
+        id=letter.id,
+        # Many letters say the same: keep each text once.
+        reason=sys.intern(letter.reason),
+        status=letter.status,
+        message=sys.intern(cut),
+        connector_id=letter.connector_id and sys.intern(letter.connector_id),
+        topic=sys.intern(letter.topic),
+        partition=letter.partition,
+        offset=letter.offset,
+        timestamp_ms=letter.timestamp_ms,
+        failed_at=letter.failed_at,
+        store=sys.intern(letter.store),
+    )
+
+
+def _unreadable(record: Any, at: tuple[int, int], error: ValueError) -> OpenLetter:
+    key = record.key or b""
+    return OpenLetter(
+        at=at,
+        key=key,
+        id=key.decode(errors="backslashreplace"),
+        reason=UNREADABLE,
+        status=400,
+        message=f"not a letter of last-sync: {error}",
+        connector_id=None,
+        topic="",
+        partition=at[0],
+        offset=at[1],
+        timestamp_ms=record.timestamp,
+        failed_at=None,
+        store="",
+    )

@@ -1,0 +1,253 @@
+"""Working off dead letters: which ones, what became of each, and how it is closed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from schemas.dead_letter import TOO_LARGE, DeadLetter, resolution_headers
+from schemas.sync_finished import Invalid
+from worker import pipeline
+from worker.dead_letters import DeadLetterTopic
+from worker.errors import TransientError
+from worker.merge import Outcome, Update
+from worker.open_letters import UNREADABLE, OpenLetter
+from worker.retry import backoff
+from worker.stores import ConnectorStore
+
+RESOLVING = ("applied", "superseded", "duplicate")  # the outcomes that close a letter
+OTHER_STORE = "other_store"
+PATIENCE = 30.0  # seconds that a batch is tried again while store or brokers are away
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which open letters are meant: those that every filter given lets through."""
+
+    ids: Collection[str] = ()
+    reasons: Collection[str] = ()
+    connectors: Sequence[str] = ()  # glob patterns
+    statuses: Collection[int] = ()
+    topics: Collection[str] = ()
+    partitions: Collection[int] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int | None = None  # the oldest of those
+
+    def of(self, letters: Sequence[OpenLetter]) -> list[OpenLetter]:
+        return [letter for letter in letters if self._lets_through(letter)][: self.limit]
+
+    def _lets_through(self, letter: OpenLetter) -> bool:
+        failed_at = letter.failed_at
+        return (
+            (not self.ids or letter.id in self.ids)
+            and (not self.reasons or letter.reason in self.reasons)
+            and (not self.statuses or letter.status in self.statuses)
+            and (not self.topics or letter.topic in self.topics)
+            and (not self.partitions or letter.partition in self.partitions)
+            and (not self.connectors or self._names(letter.connector_id or ""))
+            and (self.since is None or (failed_at is not None and failed_at >= self.since))
+            and (self.until is None or (failed_at is not None and failed_at < self.until))
+        )
+
+    def _names(self, connector_id: str) -> bool:
+        return any(fnmatchcase(connector_id, pattern) for pattern in self.connectors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of one letter, or would become of it."""
+
+    letter: OpenLetter
+    outcome: str  # of the pipeline, or why the letter was not tried
+    reason: str  # the code of what is wrong now, else of what was
+    message: str = ""
+
+    @property
+    def resolved(self) -> bool:
+        return self.outcome in RESOLVING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """Who resolves letters, and why; it stands in each tombstone and in the audit log."""
+
+    by: str
+    why: str
+
+
+class Letters(Protocol):
+    def letters(
+        self, wanted: Sequence[OpenLetter], size: int
+    ) -> AsyncIterator[list[tuple[OpenLetter, DeadLetter | None]]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Runs letters through the pipeline's steps against a store, and closes those it settles.
+
+    The letter is applied first and closed then: a crash in between repeats a harmless merge.
+    Without a `topic` nothing is written: each result is what would be.
+    """
+
+    letters: Letters
+    store: ConnectorStore
+    topic: DeadLetterTopic | None
+    signature: Signature
+    other_stores: Collection[str] = ()  # whose letters may be replayed here
+    batch_size: int
+    rate: float | None = None  # letters a second
+    stop: asyncio.Event
+
+    async def run(self, wanted: Sequence[OpenLetter]) -> AsyncIterator[list[Result]]:
+        """Results batch by batch, until the end or the wish to stop."""
+        size = min(self.batch_size, max(1, int(self.rate))) if self.rate else self.batch_size
+        async for batch in self.letters.letters(wanted, size):
+            if self.stop.is_set():
+                return
+            began = time.monotonic()
+            results = await patiently(partial(self._settle, batch))
+            yield results
+            if self.rate is not None:
+                await self._rest(began + len(batch) / self.rate - time.monotonic())
+
+    async def _settle(self, batch: Sequence[tuple[OpenLetter, DeadLetter | None]]) -> list[Result]:
+        read = [self._read(letter, whole) for letter, whole in batch]
+        updates = [one for one in read if isinstance(one, Update)]
+        decide = self.store.preview if self.topic is None else self.store.apply
+        outcomes = iter(await decide(updates))
+        results = [
+            verdict(letter, next(outcomes) if isinstance(one, Update) else one)
+            for (letter, _), one in zip(batch, read, strict=True)
+        ]
+        if self.topic is not None:
+            await close(
+                self.topic, [(r.letter, r.outcome) for r in results if r.resolved], self.signature
+            )
+        return results
+
+    def _read(self, letter: OpenLetter, whole: DeadLetter | None) -> Update | Invalid | Result:
+        """The update, or why there is none."""
+        if whole is None:
+            return Result(letter=letter, outcome=UNREADABLE, reason=letter.reason)
+        if letter.reason == TOO_LARGE:
+            return Result(
+                letter=letter,
+                outcome=TOO_LARGE,
+                reason=TOO_LARGE,
+                message="the letter holds only the beginning of the record: discard it",
+            )
+        if letter.store not in {self.store.store_id, *self.other_stores}:
+            return other_store(letter, self.store.store_id)
+        return pipeline.read(whole, now_us())
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(seconds, 0)):
+                await self.stop.wait()
+        except TimeoutError:
+            pass
+
+
+def verdict(letter: OpenLetter, found: Outcome | Invalid | Result) -> Result:
+    if isinstance(found, Result):
+        return found
+    if isinstance(found, Invalid):
+        return Result(letter=letter, outcome="invalid", reason=found.reason, message=found.message)
+    failed = pipeline.failed(found)
+    return Result(
+        letter=letter,
+        outcome=found.name,
+        reason=pipeline.reason(found) if failed else letter.reason,
+        message=found.detail,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edited:
+    """A record as a person wrote it in place of a letter's."""
+
+    value: bytes
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+async def apply_edited(
+    letter: OpenLetter,
+    edited: Edited,
+    store: ConnectorStore,
+    topic: DeadLetterTopic,
+    *,
+    signature: Signature,
+    other_stores: Collection[str],
+) -> Result:
+    """Apply what was edited, and close the letter if it won; else nothing has changed."""
+    if letter.store not in {store.store_id, *other_stores}:
+        return other_store(letter, store.store_id)
+    read = pipeline.read(edited, now_us())
+    found = read if isinstance(read, Invalid) else (await store.apply([read]))[0]
+    result = verdict(letter, found)
+    if result.outcome == "applied":
+        await close(topic, [(letter, "edited")], signature)
+    return result
+
+
+def other_store(letter: OpenLetter, store_id: str) -> Result:
+    return Result(
+        letter=letter,
+        outcome=OTHER_STORE,
+        reason=letter.reason,
+        message=f"it failed against the store {letter.store}; to use it on this one, {store_id},"
+        f" give --store-id {letter.store}",
+    )
+
+
+async def close(
+    topic: DeadLetterTopic,
+    resolved: Sequence[tuple[OpenLetter, str]],
+    signature: Signature,
+) -> None:
+    """Write the tombstones, wait for them, and leave an audit line for each."""
+    now = datetime.now(UTC)
+    await topic.close(
+        [
+            (letter.at[0], letter.key, resolution_headers(signature.by, how, now, signature.why))
+            for letter, how in resolved
+        ]
+    )
+    for letter, how in resolved:
+        log.info(
+            "dead_letter.resolved",
+            id=letter.id,
+            outcome=how,
+            by=signature.by,
+            why=signature.why,
+            reason=letter.reason,
+            connector_id=letter.connector_id,
+            store=letter.store,
+        )
+
+
+async def patiently(step: Callable[[], Awaitable[list[Result]]]) -> list[Result]:
+    """Try the step again while store or brokers are away; each repetition changes nothing."""
+    deadline = time.monotonic() + PATIENCE
+    for delay in backoff():
+        try:
+            return await step()
+        except TransientError as error:
+            if time.monotonic() + delay > deadline:
+                raise
+            log.warning("replay.held", waiting_for=str(error), retry_in=round(delay, 2))
+        await asyncio.sleep(delay)
+    raise AssertionError  # the back-off has no end
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
