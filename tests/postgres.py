@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -47,8 +47,19 @@ STOP_TIMEOUT = 15.0  # seconds
 CONNECT_TIMEOUT = 2.0  # seconds
 USER = "postgres"
 FOLDERS = "/usr/lib/postgresql/*/bin"  # Debian's, which are not on the path
-# A collation that is not the code points' finds what relies on one.
-LOCALE = ("--locale-provider=icu", "--icu-locale=en-US", "--locale=C.UTF-8")
+# A collation that is not the code points' finds what relies on one; the first that works is taken.
+LOCALES = (
+    ("--locale-provider=icu", "--icu-locale=en-US", "--locale=C.UTF-8"),  # since 15, if built in
+    ("--locale=en_US.UTF-8",),
+    ("--locale=C.UTF-8",),
+)
+# Told to leave, it gives its shared memory back to the machine, and it may be frozen.
+LEASH = (
+    'kill -QUIT "$1"; kill -CONT "$1" $(cat "/proc/$1/task/$1/children");'
+    ' for _ in $(seq 100); do kill -0 "$1" || break; sleep 0.1; done;'
+    ' kill -9 "$1"; rm -rf "$2"'
+)
+ENDED, STOPPED = frozenset("XZ"), frozenset("T")  # as in /proc/PID/stat; a zombie is only a name
 
 Files = tuple[str, str]  # certificate chain and key
 
@@ -109,6 +120,10 @@ class PostgresServer(ABC):
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
     @abstractmethod
     def log(self) -> str:
         """All that the server has said since it was made."""
@@ -151,7 +166,9 @@ class LocalServer(PostgresServer):
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def close(self) -> None:
-        self.kill()
+        self._signal(signal.SIGQUIT)  # unlike a kill, it leaves no shared memory behind
+        self._signal(signal.SIGCONT)  # it may be frozen
+        self._await_end()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _launch(self) -> None:
@@ -167,10 +184,10 @@ class LocalServer(PostgresServer):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for pytest, which then closes the server
+                cwd="/",  # the other user may not see ours
                 **unprivileged(),
             )
-        # Its children are in sessions of their own, and end with the postmaster.
-        self._leash = leash('kill -9 "$1"; rm -rf "$2"', str(self._process.pid), str(self._home))
+        self._leash = leash(LEASH, str(self._process.pid), str(self._home))
 
     def _make(self) -> None:
         own(self._home)
@@ -178,31 +195,40 @@ class LocalServer(PostgresServer):
         own(self._home / "password")
         arguments = ["-D", self._data, "-U", USER, "-A", "scram-sha-256", "-E", "UTF8", "--no-sync"]
         arguments += ["--pwfile", self._home / "password"]
-        try:
-            run([self._binaries / "initdb", *arguments, *LOCALE])
-        except NoPostgresError:  # built without ICU, or older than 15
-            shutil.rmtree(self._data, ignore_errors=True)
-            run([self._binaries / "initdb", *arguments])
+        self._initdb(arguments)
         if self.tls:
             for name, file in zip(("server.crt", "server.key"), self.tls, strict=True):
                 shutil.copy(file, self._data / name)
                 (self._data / name).chmod(0o600)
                 own(self._data / name)
 
+    def _initdb(self, arguments: Sequence[Any]) -> None:
+        for locale in LOCALES:
+            try:
+                run([self._binaries / "initdb", *arguments, *locale])
+            except NoPostgresError:
+                shutil.rmtree(self._data, ignore_errors=True)
+                if locale == LOCALES[-1]:
+                    raise
+            else:
+                return
+
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def _signal(self, signum: signal.Signals) -> None:
-        """Signal the postmaster; freezing and killing mean its children as well."""
-        if not self._alive():
+        """Signal the postmaster; freezing, thawing and killing mean its children as well."""
+        if self._process is None or self._process.poll() is not None:
             return
-        assert self._process is not None
-        pids = [self._process.pid]
-        if signum is not signal.SIGINT:
-            pids += children(self._process.pid)
+        if signum in {signal.SIGINT, signal.SIGQUIT}:
+            self._process.send_signal(signum)
+            return
+        pids = family(self._process.pid)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
+        if signum is not signal.SIGCONT:
+            await_states(pids, ENDED if signum is signal.SIGKILL else ENDED | STOPPED)
 
     def _await_end(self) -> None:
         if self._process is not None:
@@ -240,7 +266,7 @@ class DockerServer(PostgresServer):
             # The key has to belong to the server's own user, whom only the container knows.
             files = "/tmp/server.crt /tmp/server.key"
             container.with_kwargs(entrypoint=["sh", "-c", (
-                f"until [ -e /tmp/server.key ]; do sleep 0.1; done; chown postgres {files};"
+                f"until [ -e /tmp/server.all ]; do sleep 0.1; done; chown postgres {files};"
                 f' chmod 600 {files}; exec docker-entrypoint.sh postgres "$@"'
             ), "tls"])  # fmt: skip
             paths = {"ssl_cert_file": "/tmp/server.crt", "ssl_key_file": "/tmp/server.key"}
@@ -323,9 +349,35 @@ def answers(url: str) -> bool:
     return True
 
 
+def family(pid: int) -> list[int]:
+    """Give a postmaster and its children, having stopped it, so that it starts no more of them."""
+    os.kill(pid, signal.SIGSTOP)
+    if sys.platform == "linux":
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return [pid, *children(pid)]
+
+
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in found.read_text().split()] if found.exists() else []
+
+
+def await_states(pids: Sequence[int], wanted: frozenset[str]) -> None:
+    """A signal is not there at once, and a child that is left keeps a server from starting."""
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while others := [pid for pid in pids if state(pid) not in wanted]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {STOP_TIMEOUT} s the processes {others} are as they were")
+        time.sleep(0.01)
+
+
+def state(pid: int) -> str:
+    """Give the kernel's letter for what a process does, and `X` where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+    return stat.rpartition(")")[2].split()[0]
 
 
 def unprivileged() -> dict[str, Any]:
@@ -349,17 +401,20 @@ def own(path: Path) -> None:
 
 
 def run(command: Sequence[Any]) -> str:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=START_TIMEOUT,
-        check=False,
-        cwd="/",  # the other user may not see ours
-        **unprivileged(),
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+            cwd="/",  # the other user may not see ours
+            **unprivileged(),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoPostgresError(f"{command[0]} failed: {error}") from error
     if done.returncode:
         raise NoPostgresError(f"{command[0]} failed: {done.stdout.strip()[-2000:]}")
     return str(done.stdout)
@@ -370,6 +425,7 @@ def archive(files: Files) -> bytes:
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for name, file in zip(("server.crt", "server.key"), files, strict=True):
             tar.add(file, arcname=name)
+        tar.addfile(tarfile.TarInfo("server.all"))  # unpacked last: the others are whole
     return packed.getvalue()
 
 
@@ -428,17 +484,26 @@ def local_servers(environ: Mapping[str, str]) -> PostgresFactory:
 
 
 def find_binaries(environ: Mapping[str, str]) -> Path:
-    """Return the folder with `postgres` and `initdb`: the newest of Debian's, or the path's."""
-    found = sorted(Path("/").glob(f"{FOLDERS[1:]}/postgres"), key=version, reverse=True)
-    if on_path := shutil.which("postgres", path=environ.get("PATH")):
-        found.append(Path(on_path).resolve())
-    for postgres in found:
+    """Return the folder with `postgres` and `initdb`: the path's, or the newest of Debian's."""
+    for postgres in candidates(environ):
         if version(postgres) >= OLDEST and (postgres.parent / "initdb").exists():
             return postgres.parent
     raise NoPostgresError(f"there is no postgres of version {OLDEST} or newer on this machine")
 
 
+def candidates(environ: Mapping[str, str]) -> Iterator[Path]:
+    path = environ.get("PATH", "")
+    if on_path := shutil.which("postgres", path=path):
+        yield Path(on_path).resolve()
+    yield from sorted(Path("/").glob(f"{FOLDERS[1:]}/postgres"), key=version, reverse=True)
+    if pg_config := shutil.which("pg_config", path=path):
+        with contextlib.suppress(NoPostgresError):
+            yield Path(run([pg_config, "--bindir"]).strip()) / "postgres"
+
+
 def version(postgres: Path) -> int:
-    said = run([postgres, "--version"])
-    number = re.search(r"(\d+)", said)
-    return int(number[1]) if number else 0
+    """Give the major version, and 0 for what cannot be run."""
+    with contextlib.suppress(NoPostgresError):
+        if number := re.search(r"(\d+)", run([postgres, "--version"])):
+            return int(number[1])
+    return 0

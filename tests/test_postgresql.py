@@ -345,7 +345,9 @@ async def test_a_writer_that_stands_still_gives_its_locks_back(
             pin.release.set()
             with pytest.raises(TransientError):
                 await standing
-        await frozen.apply([update("a", 1, last_sync_error="old")])
+        assert await applied_again(frozen, [update("a", 1, last_sync_error="old")]) == [
+            "superseded"
+        ]
     connector = await store.get("a")
     assert connector is not None
     assert connector.fields == {"last_sync_error": "new"}

@@ -242,7 +242,11 @@ def _ours(url: str, error: BaseException | None) -> Exception:
         return TransientError(f"{text} ({reason})")
     if state.startswith(_REJECTED):
         return RejectedError(_line(error))
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InvalidCachedStatementError):
+    # The driver's own confusion when the server hangs up in between is an internal error to it.
+    if isinstance(
+        error,
+        asyncpg.InterfaceError | asyncpg.InternalClientError | asyncpg.InvalidCachedStatementError,
+    ):
         return TransientError(f"{text} ({_TRANSIENT['08']})")
     return RuntimeError(f"{text} ({type(error).__name__} {state}, nobody expected it here)")
 
