@@ -82,7 +82,7 @@ def selection(command: Decorated) -> Decorated:
         flag("--limit", type=click.IntRange(1), help="The oldest N of them."),
         flag("--id", "ids", help="Letters with this id (repeatable).", **several),
         flag("--partition", "partitions", type=int, multiple=True, help="Origin's partition."),
-        flag("--origin", "topics", help="Origin's topic (repeatable).", **several),
+        flag("--topic", "topics", help="Origin's topic (repeatable).", **several),
         flag(
             "--status",
             "statuses",

@@ -51,7 +51,7 @@ def kafka_settings(command: Decorated) -> Decorated:
 def broker_only(command: Decorated) -> Decorated:
     """For commands that read the dead letters, and belong to no group."""
     command = setting("--dead-letter-topic", "kafka_dead_letter_topic")(command)
-    return broker_settings(command)
+    return setting("--bootstrap-servers", "kafka_bootstrap_servers")(command)
 
 
 def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
