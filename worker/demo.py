@@ -1,26 +1,32 @@
 """The whole story in one command: an embedded broker, an embedded store, and the real worker."""
 
+import asyncio
+import difflib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from pydantic import JsonValue
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from schemas.dead_letter import DeadLetter
+from schemas.dead_letter import MIN_RECORD
 from schemas.last_sync import SyncJob
 from schemas.sync_finished import Record, SyncFinished
 from worker import app, kafka, logs
+from worker.dead_letters import DeadLetterTopic
 from worker.errors import LastSyncError, MisconfiguredError
+from worker.letter_document import LetterDocument
 from worker.merge import Outcome, Update
+from worker.open_letters import OpenLetter
+from worker.replay import Replay, Signature, apply_edited
 from worker.settings import Settings
 from worker.signals import stopping
 from worker.stores import ConnectorStore, open_store
@@ -31,6 +37,7 @@ FORGOTTEN = "old-intranet"
 WIDTH = 80  # columns, where nobody is looking through a wider terminal
 WIDEST = 100
 SOURCE = "urn:connectors:nightly"
+SIGNATURE = Signature(by="the demo", why="shown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +136,7 @@ async def _play(stage: Stage) -> None:
     places = await _publish(stage.settings, scenes)
     stage.say(
         f"Published {len(scenes)} records to {stage.settings.kafka_topic}: plain JSON and\n"
-        "CloudEvents, one late, one twice, one for an unknown connector, three broken."
+        "CloudEvents, one late, one twice, two for an unknown connector, three broken."
     )
 
     stage.heading("3. The worker reads them, until nothing is left")
@@ -138,7 +145,7 @@ async def _play(stage: Stage) -> None:
         await app.consume(stage.settings, witness, stop, watchdog, drain=True, topics_checked=False)
         if stop.is_set():
             raise LastSyncError("the demo was stopped before its end")
-    letters = await _letters(stage.settings)
+    letters = await _open_letters(stage)
     stage.show(_outcomes(scenes, places, witness, letters))
 
     stage.heading("4. What people see now: the connectors' last-sync stats")
@@ -150,6 +157,22 @@ async def _play(stage: Stage) -> None:
 
     stage.heading("5. What waits for a person: the dead letters")
     _show_letters(stage, letters)
+
+    stage.heading("6. The forgotten connector is registered: what would a replay do?")
+    await stage.store.add([FORGOTTEN])
+    await _replay(stage, dry_run=True)
+    stage.say("Nothing was written yet. Now the same, for good:")
+    await _replay(stage, dry_run=False)
+    stage.say(
+        "The year-old letter could not push newer stats back. What is applied or\n"
+        "superseded is closed, with who, when and why; the rest stays open."
+    )
+
+    stage.heading("7. A malformed letter is mended by hand")
+    await _mend(stage)
+    stage.show(await _stats(stage.store))
+    left = await _open_letters(stage)
+    stage.say(f"Still open: {', '.join(letter.reason for letter in left)}.")
 
 
 def _morning(start: datetime) -> list[Scene]:
@@ -190,10 +213,17 @@ def _morning(start: datetime) -> list[Scene]:
             FORGOTTEN,
             at.job(50, "full", "completed", began=48, indexed=9, deleted=0),
         ),
+        at.scene(
+            "old-intranet: its sync of a year ago",
+            FORGOTTEN,
+            at.job(-525_600, "full", "completed", began=-525_602, indexed=7, deleted=0),
+        ),
         _broken("hr-wiki: a value cut off on its way", done.record.value[:70]),
         _broken(
-            "hr-wiki: a status in capitals",
-            done.record.value.replace(b'"completed"', b'"Completed"'),
+            "support-tickets: a status in capitals",
+            at.scene(
+                "", "support-tickets", at.job(70, "full", "completed", began=65, indexed=310)
+            ).record.value.replace(b'"completed"', b'"Completed"'),
         ),
         _broken(
             "hr-wiki: a count that is null",
@@ -274,27 +304,62 @@ async def _publish(settings: Settings, scenes: Sequence[Scene]) -> list[tuple[in
     return places
 
 
-async def _letters(settings: Settings) -> list[DeadLetter]:
-    """Read the dead-letter topic, from its beginning to its end of now."""
-    reader = AIOKafkaConsumer(
-        settings.dead_letter_topic,
-        **kafka.client_options(settings),
-        auto_offset_reset="earliest",
-    )
-    letters = []
-    async with kafka.started(reader, settings):
-        ends = await reader.end_offsets(reader.assignment())
-        while any([await reader.position(tp) < end for tp, end in ends.items()]):
-            for records in (await reader.getmany(timeout_ms=100)).values():
-                letters += [DeadLetter.from_record(r.key, r.value, r.headers) for r in records]
-    return sorted(letters, key=lambda letter: letter.timestamp_ms)
+async def _open_letters(stage: Stage) -> list[OpenLetter]:
+    async with app.dead_letters(stage.settings, topics_checked=False) as letters:
+        return sorted(await letters.table(), key=lambda letter: letter.timestamp_ms)
+
+
+async def _replay(stage: Stage, *, dry_run: bool) -> None:
+    """Run the open letters against the store, and print what each did or would do."""
+    async with AsyncExitStack() as stack:
+        letters = await stack.enter_async_context(
+            app.dead_letters(stage.settings, topics_checked=False)
+        )
+        opened = DeadLetterTopic.opened(stage.settings, MIN_RECORD)
+        run = Replay(
+            letters=letters,
+            store=stage.store,
+            topic=None if dry_run else await stack.enter_async_context(opened),
+            signature=SIGNATURE,
+            batch_size=stage.settings.batch_size,
+            stop=asyncio.Event(),
+        )
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        async for results in run.run(await letters.table()):
+            for result in sorted(results, key=lambda result: result.letter.at):
+                colour = "green" if result.resolved else "red"
+                name = result.letter.connector_id or "-"
+                outcome = result.outcome if result.resolved else f"{result.outcome}, stays open"
+                table.add_row(f"  {name}", result.letter.reason, f"[{colour}]{outcome}[/{colour}]")
+    stage.show(table)
+
+
+async def _mend(stage: Stage) -> None:
+    """Do what `last-sync dlq edit` does, with an editor that knows what is wrong."""
+    async with (
+        app.dead_letters(stage.settings, topics_checked=False) as letters,
+        DeadLetterTopic.opened(stage.settings, MIN_RECORD) as topic,
+    ):
+        capitals = [one for one in await letters.table() if one.reason == "invalid_status"]
+        async for [(letter, whole)] in letters.letters(capitals, 1):
+            assert whole is not None  # noqa: S101 - it is one of ours
+            before = LetterDocument.of(whole).text()
+            after = before.replace('"Completed"', '"completed"')
+            for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0):
+                if not line.startswith(("---", "+++", "@@")):
+                    stage.say(escape(f"  {line}"))
+            edited = LetterDocument.parsed(after).edited()
+            result = await apply_edited(
+                letter, edited, stage.store, topic, signature=SIGNATURE, other_stores=()
+            )
+            stage.say(f"{letter.connector_id}: {result.outcome}, and the letter is closed.")
 
 
 def _outcomes(
     scenes: Sequence[Scene],
     places: Sequence[tuple[int, int]],
     witness: Witness,
-    letters: Sequence[DeadLetter],
+    letters: Sequence[OpenLetter],
 ) -> Table:
     table = Table("record", "outcome", box=None, padding=(0, 2, 0, 0), header_style="dim")
     reasons = {(letter.partition, letter.offset): letter.reason for letter in letters}
@@ -331,7 +396,7 @@ def _shown(value: JsonValue) -> str:
     return "-" if value is None else str(value)
 
 
-def _show_letters(stage: Stage, letters: Sequence[DeadLetter]) -> None:
+def _show_letters(stage: Stage, letters: Sequence[OpenLetter]) -> None:
     for letter in letters:
         stage.say(f"[red]{letter.reason}[/red] ({letter.status})")
         stage.say(f"  {escape(letter.id)}")

@@ -55,11 +55,12 @@ async def filled(stack: Stack) -> Stack:
     """Dead-letter two events of an unknown connector, and two that are wrong."""
     await stack.register(["known"])
     wrong = event("known", 3, last_sync={"last_sync_status": "Completed"})
+    other = event("unknown", 2, last_sync={"last_deleted_document_count": 2})
     await dead_lettered(
         stack,
         [
             record(event("unknown", 1), "unknown", 0),
-            record(event("unknown", 2), "unknown", 1),
+            record(other, "unknown", 1),
             record(wrong, "known", 2),
             record(b"\xff{", "known", 3),
         ],
@@ -157,7 +158,10 @@ async def test_a_replay_settles_what_it_can_and_says_what_is_left(filled: Stack)
     assert "applied                    2" in done.stderr
     assert "invalid                    2" in done.stderr
     assert "last-sync dlq edit ID" in done.stderr
-    assert (await filled.stored())["unknown"] == {"last_indexed_document_count": 2}
+    assert (await filled.stored())["unknown"] == {
+        "last_deleted_document_count": 2,
+        "last_indexed_document_count": 1,
+    }
     assert {letter["status"] for letter in await listed(filled)} == {400}
     audit = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert [line["event"] for line in audit] == ["dead_letter.resolved"] * 2
