@@ -19,7 +19,7 @@ UNREADABLE = "unreadable"  # the reason of a record that is no letter of this pr
 MESSAGE = 500  # characters of a message that the table keeps; the letter itself has all of it
 POLL = 500  # milliseconds
 STALLED = 30.0  # seconds without a record, before the end
-FETCH_BYTES = 8 * 1024 * 1024
+AT_ONCE = 2_000  # records taken from the client's buffers
 
 Progress = Callable[[int, int], None]  # records read, of how many
 
@@ -62,8 +62,6 @@ class OpenLetters:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            fetch_max_bytes=FETCH_BYTES,
-            max_partition_fetch_bytes=FETCH_BYTES,
         )
         async with kafka.started(client, settings):
             yield cls(client, settings.dead_letter_topic)
@@ -152,7 +150,7 @@ class OpenLetters:
             found: Mapping[TopicPartition, Sequence[Any]]
             with kafka.translated(f"reading {self._topic}"):
                 before = [await self._client.position(tp) for tp in self._client.assignment()]
-                found = await self._client.getmany(timeout_ms=POLL)
+                found = await self._client.getmany(timeout_ms=POLL, max_records=AT_ONCE)
                 after = [await self._client.position(tp) for tp in self._client.assignment()]
             if found or after != before:
                 return found
