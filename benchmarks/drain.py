@@ -1,5 +1,6 @@
 """Drain a topic with the worker, beside a loop that only fetches and validates.
 
+Then replay as many dead letters of the same events, into a fresh store.
 Run `make bench`. Each round runs both, each in a fresh process, one after the other; the ratio of
 a round is the worker's events a second over the calibration loop's. Quote the median and range.
 """
@@ -7,6 +8,7 @@ a round is the worker's events a second over the calibration loop's. Quote the m
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import resource
@@ -23,11 +25,14 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from pydantic import SecretStr
 
+from schemas.dead_letter import DeadLetter
 from schemas.sync_finished import SyncFinished
 from tests.brokers import find_brokers
 from tests.kafka import Kafka, Record, Topics
 from worker import app
+from worker.replay import Signature
 from worker.settings import Settings
 from worker.stores import open_store
 from worker.watchdog import Watchdog
@@ -110,6 +115,24 @@ async def work(bootstrap: str, topics: Topics, url: str) -> dict[str, float]:
     return figures(sum(batch["records"] for _, batch in batches), last - began) | spent
 
 
+async def replay(bootstrap: str, topics: Topics, url: str) -> dict[str, float]:
+    """Replay all open letters: read the table, read them whole, apply, close."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    settings = Settings(
+        kafka_bootstrap_servers=bootstrap,
+        kafka_topic=topics.source,
+        kafka_dead_letter_topic=topics.dlq,
+        store_url=SecretStr(url),
+    )
+    began, settled = time.perf_counter(), 0
+    async with app.dead_letters(settings) as letters:
+        table = await letters.table()
+        signature = Signature(by="benchmark", why="measured")
+        async for results in app.replay(settings, letters, table, signature, dry_run=False):
+            settled += sum(result.resolved for result in results)
+    return figures(settled, time.perf_counter() - began)
+
+
 def figures(count: int, seconds: float) -> dict[str, float]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
@@ -148,8 +171,42 @@ async def prepare(bootstrap: str, topics: Topics, count: int, connectors: int, u
         await store.add([f"connector-{n:06}" for n in range(connectors)])
 
 
+async def prepare_letters(
+    bootstrap: str, topics: Topics, count: int, connectors: int, url: str
+) -> None:
+    """Write a letter for each event, as if no connector had been registered, and register them."""
+    async with open_store(url) as store:
+        await store.add([f"connector-{n:06}" for n in range(connectors)])
+        letters = (
+            letter(record, number, store.store_id)
+            for number, record in enumerate(events(count, connectors))
+        )
+        await Kafka(bootstrap).produce(topics.dlq, letters)
+
+
+def letter(record: Record, number: int, store_id: str) -> Record:
+    assert record.key is not None
+    key, value, headers = DeadLetter(
+        group="benchmark",
+        topic="benchmark",
+        partition=number % PARTITIONS,
+        offset=number,
+        timestamp_ms=0,
+        key=record.key,
+        value=record.value,
+        headers=(),
+        reason="connector_not_found",
+        status=404,
+        message=f"connector {record.key.decode()!r} is not registered in the store",
+        connector_id=record.key.decode(),
+        failed_at=START,
+        store=store_id,
+    ).to_record(1_000_000)
+    return Record(key=key, value=value, headers=headers, partition=number % PARTITIONS)
+
+
 def measure(count: int, connectors: int, rounds: int) -> None:
-    ratios = []
+    ratios, replays = [], []
     with broker() as bootstrap, tempfile.TemporaryDirectory() as folder:
         print(f"{count} events, {connectors} connectors, {PARTITIONS} partitions, {rounds} rounds")
         for number in range(rounds):
@@ -162,6 +219,13 @@ def measure(count: int, connectors: int, rounds: int) -> None:
             )
             assert alone["events"] == whole["events"] == count
             ratios.append(whole["rate"] / alone["rate"])
+            fresh = f"{url}.replayed"
+            asyncio.run(prepare_letters(bootstrap, topics, count, connectors, fresh))
+            again = in_a_fresh_process(
+                "--replay", bootstrap, topics.source, topics.dlq, topics.group, fresh
+            )
+            assert again["events"] == count
+            replays.append(again["rate"] / whole["rate"])
             shares = ", ".join(
                 f"{name[:-2]} {1e6 * seconds / count:.1f}"
                 for name, seconds in whole.items()
@@ -170,11 +234,14 @@ def measure(count: int, connectors: int, rounds: int) -> None:
             print(
                 f"round {number + 1}: calibration {alone['rate']:,.0f}/s, "
                 f"worker {whole['rate']:,.0f}/s, ratio {ratios[-1]:.2f}; "
-                f"peak {whole['peak_mb']:.0f} MB; µs an event: {shares}"
+                f"peak {whole['peak_mb']:.0f} MB; µs an event: {shares}; "
+                f"replay {again['rate']:,.0f} letters/s, peak {again['peak_mb']:.0f} MB"
             )
     print(
         f"ratio worker/calibration, SQLite: median {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f})"
+        f"({min(ratios):.2f} to {max(ratios):.2f}); "
+        f"replay/worker: median {statistics.median(replays):.2f} "
+        f"({min(replays):.2f} to {max(replays):.2f})"
     )
 
 
@@ -185,13 +252,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calibrate", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--replay", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.calibrate:
         print(json.dumps(asyncio.run(calibrate(*chosen.calibrate))))
-    elif chosen.work:
-        bootstrap, source, dlq, group, url = chosen.work
+    elif chosen.work or chosen.replay:
+        bootstrap, source, dlq, group, url = chosen.work or chosen.replay
         topics = Topics(source=source, dlq=dlq, group=group)
-        print(json.dumps(asyncio.run(work(bootstrap, topics, url))))
+        measured = work if chosen.work else replay
+        print(json.dumps(asyncio.run(measured(bootstrap, topics, url))))
     else:
         measure(chosen.events, chosen.connectors, chosen.rounds)
 

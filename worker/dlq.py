@@ -625,7 +625,7 @@ def summary(
     as_json: bool,
 ) -> None:
     """What became of the letters, and what to do about the rest; on stderr."""
-    say(f"{'would be' if dry_run else 'became'}{'':<14}LETTERS")
+    say(f"{'WOULD BE' if dry_run else 'OUTCOME':<22} LETTERS")
     for outcome in (*RESOLVING, *sorted(counts.keys() - set(RESOLVING))):
         if counts[outcome] or outcome in RESOLVING:
             say(f"  {outcome:<20} {counts[outcome]:>7}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -20,6 +20,8 @@ from worker.merge import Outcome, Update
 from worker.open_letters import UNREADABLE, OpenLetter
 from worker.retry import backoff
 from worker.stores import ConnectorStore
+
+Done = TypeVar("Done")
 
 RESOLVING = ("applied", "superseded", "duplicate")  # the outcomes that close a letter
 OTHER_STORE = "other_store"
@@ -115,6 +117,9 @@ class Replay:
                 return
             began = time.monotonic()
             results = await patiently(partial(self._settle, batch))
+            if self.topic is not None:
+                settled = [(result.letter, result.outcome) for result in results if result.resolved]
+                await patiently(partial(close, self.topic, settled, self.signature))
             yield results
             if self.rate is not None:
                 await self._rest(began + len(batch) / self.rate - time.monotonic())
@@ -124,15 +129,10 @@ class Replay:
         updates = [one for one in read if isinstance(one, Update)]
         decide = self.store.preview if self.topic is None else self.store.apply
         outcomes = iter(await decide(updates))
-        results = [
+        return [
             verdict(letter, next(outcomes) if isinstance(one, Update) else one)
             for (letter, _), one in zip(batch, read, strict=True)
         ]
-        if self.topic is not None:
-            await close(
-                self.topic, [(r.letter, r.outcome) for r in results if r.resolved], self.signature
-            )
-        return results
 
     def _read(self, letter: OpenLetter, whole: DeadLetter | None) -> Update | Invalid | Result:
         """The update, or why there is none."""
@@ -235,7 +235,7 @@ async def close(
         )
 
 
-async def patiently(step: Callable[[], Awaitable[list[Result]]]) -> list[Result]:
+async def patiently(step: Callable[[], Awaitable[Done]]) -> Done:
     """Try the step again while store or brokers are away; each repetition changes nothing."""
     deadline = time.monotonic() + PATIENCE
     for delay in backoff():
