@@ -13,7 +13,7 @@ from schemas.dead_letter import MIN_RECORD
 from worker import consumer, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
-from worker.errors import LastSyncError
+from worker.errors import LastSyncError, MisconfiguredError
 from worker.open_letters import OpenLetter, OpenLetters
 from worker.pipeline import Origin
 from worker.replay import Edited, Replay, Result, Signature, apply_edited, close
@@ -316,6 +316,24 @@ async def edit(
         return await apply_edited(
             letter, edited, store, topic, signature=signature, other_stores=other_stores
         )
+
+
+async def api(settings: Settings) -> None:
+    """Serve the connector API over a SQL store until told to stop."""
+    from worker.api.server import application  # noqa: PLC0415 - the extra `api`
+    from worker.api.serving import serve  # noqa: PLC0415
+    from worker.stores.sql import SqlStore  # noqa: PLC0415 - commands without a store do without
+
+    with stopping() as stop:
+        async with _open_store(settings) as store:
+            if not isinstance(store, SqlStore):
+                raise MisconfiguredError(
+                    "the API keeps its connectors in a SQL store: set LAST_SYNC_STORE_URL to"
+                    " sqlite:///path or postgresql://user@host/database"
+                )
+            app = application(store, settings.api_keys)
+            await serve(app, settings.api_host, settings.api_port, stop)
+    log.info("api.stopped")
 
 
 async def upgrade_store(settings: Settings) -> str:
