@@ -118,9 +118,12 @@ async def test_a_sqlite_store_is_restored_and_caught_up_to_the_last_event(stack:
     await run(stack, backup)
     await publish(stack, 4, 5)
     await stack.drained()
+    log = stack.database.with_name("store.db-wal")
+    left = log.read_bytes()
     await stopped(worker)
     whole = stack.rows()
     stack.database.write_bytes(b"damaged")
+    log.write_bytes(left)  # as a crash leaves it
     await run(stack, restore)
     assert stack.rows() != whole
     (again,) = SECTIONS[AGAIN]

@@ -35,5 +35,9 @@ def exposed() -> Mapping[str, Labels]:
     for name, labels in HISTOGRAMS.items():
         series |= {f"{name}_{end}": frozenset(labels) for end in ("sum", "count")}
         series[f"{name}_bucket"] = frozenset({*labels, "le"})
-    process = ("process_cpu_seconds_total", "process_resident_memory_bytes")
+    process = (
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+    )
     return series | dict.fromkeys(process, frozenset()) | {"up": frozenset()}

@@ -279,6 +279,15 @@ def test_the_kubelet_waits_for_longer_than_the_worker_takes_to_join_or_to_give_u
     assert probe["periodSeconds"] * probe["failureThreshold"] > app.JOIN_TIMEOUT
 
 
+def test_a_release_that_holds_is_unready_before_the_rollout_goes_on(
+    built: dict[str, list[Manifest]],
+) -> None:
+    deployment, container = worker(built)
+    probe = container["readinessProbe"]
+    seen = (probe["periodSeconds"] + probe["timeoutSeconds"]) * probe["failureThreshold"]
+    assert deployment["spec"]["minReadySeconds"] >= seen
+
+
 def test_a_rollout_adds_no_member_and_takes_one_away_at_a_time(
     built: dict[str, list[Manifest]],
 ) -> None:
