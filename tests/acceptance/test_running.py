@@ -16,6 +16,7 @@ from tests import kafka_tools
 from tests.acceptance.conftest import Stack
 from tests.acceptance.test_dlq import event, listed, record
 from tests.acceptance.test_operations import shell
+from tests.brokers import free_port
 from tests.postgres import PostgresFactory, find_binaries, find_postgres
 from tests.programs import LAST_SYNC, Spawned
 
@@ -138,10 +139,10 @@ async def test_a_postgresql_store_is_restored_and_caught_up_to_the_last_event(
     backup, restore = SECTIONS["PostgreSQL"]
     stack.more = {"LAST_SYNC_STORE_URL": database_url}
     await stack.register([*CONNECTORS])
-    worker = stack.worker()
+    worker = stack.worker(LAST_SYNC_HEALTH_PORT=str(free_port()))
     await publish(stack, 1, 2)
     await stack.drained()
-    assert await connections(database_url) == 1
+    assert await connections(database_url) in {1, 2}  # a batch's, and a look's at the same time
     before = now()
     await publish(stack, 3)
     await stack.drained()

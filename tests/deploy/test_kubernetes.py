@@ -19,8 +19,7 @@ from worker.stores import postgresql
 FOLDER = DEPLOY / "kubernetes"
 PARTS = ("setup", "worker", "api", "example/setup", "example/worker")
 VERSION = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["version"]
-COMING = {"LAST_SYNC_HEALTH_HOST", "LAST_SYNC_HEALTH_PORT", "LAST_SYNC_API_HOST",
-          "LAST_SYNC_API_PORT", "LAST_SYNC_API_KEY"}  # fmt: skip
+COMING = {"LAST_SYNC_API_HOST", "LAST_SYNC_API_PORT", "LAST_SYNC_API_KEY"}
 MARGIN = 3  # seconds that a node may be slow for
 
 Pod = dict[str, Any]
