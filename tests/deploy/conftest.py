@@ -35,6 +35,6 @@ def kustomize() -> Run:
     if shutil.which("kubectl"):
         return lambda folder: run("kubectl", "kustomize", folder)
     pytest.fail(
-        "no kustomize: install it, or a kubectl of 1.27 or newer (Debian 13: kubernetes-client)",
+        "no kustomize: install it (Debian 13: kustomize), or a kubectl of 1.27 or newer",
         pytrace=False,
     )

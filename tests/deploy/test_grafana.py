@@ -54,6 +54,13 @@ def test_each_panel_follows_the_choice_of_jobs_and_workers(
     assert all(found.startswith('{job=~"$job",') for found in selectors)
 
 
+def test_all_means_all_workers_and_not_whatever_else_prometheus_scrapes() -> None:
+    for variable in BOARD["templating"]["list"]:
+        assert variable["includeAll"]
+        assert "allValue" not in variable  # so that "All" is the list of what the query found
+        assert variable["query"]["query"].startswith("label_values(last_sync_build_info")
+
+
 def test_prometheus_itself_understands_every_expression(promtool: Run, tmp_path: Any) -> None:
     rules = [
         {"record": f"panel:{n}", "expr": target["expr"].replace("$__rate_interval", RATE_INTERVAL)}
