@@ -1,5 +1,6 @@
 """Backups, restores and disasters, by the very commands of docs/running.md."""
 
+import asyncio
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from tests.acceptance.conftest import Stack
 from tests.acceptance.test_dlq import event, listed, record
 from tests.acceptance.test_operations import shell
 from tests.brokers import free_port
-from tests.postgres import PostgresFactory, find_binaries, find_postgres
+from tests.postgres import PostgresFactory, execute, find_binaries, find_postgres
 from tests.programs import LAST_SYNC, Spawned
 
 PAGE = Path(__file__).parents[2] / "docs" / "running.md"
@@ -28,7 +29,7 @@ SECTIONS = {
 AGAIN = "Reading again from before the backup"
 CONNECTORS = ("hr", "crm", "wiki")
 
-Rows = list[tuple[Any, ...]]
+Rows = list[Any]  # asyncpg's records
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +78,8 @@ def now() -> str:
 async def postgres_rows(url: str) -> Rows:
     connection = await asyncpg.connect(url)
     try:
-        return [
-            tuple(row) for row in await connection.fetch("SELECT * FROM connectors ORDER BY id")
-        ]
+        found: Rows = await connection.fetch("SELECT * FROM connectors ORDER BY id")
+        return found
     finally:
         await connection.close()
 
@@ -161,11 +161,27 @@ async def test_a_postgresql_store_is_restored_and_caught_up_to_the_last_event(
 
 
 async def damage(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute("DROP TABLE connectors, connector_store")
-    finally:
-        await connection.close()
+    await asyncio.to_thread(execute, url, "DROP TABLE connectors, connector_store")
+
+
+async def test_a_worker_that_runs_goes_on_while_a_newer_release_adds_to_the_schema(
+    stack: Stack, database: str
+) -> None:
+    stack.more = {"LAST_SYNC_STORE_URL": database}
+    await stack.register([*CONNECTORS])
+    worker = stack.worker()
+    await publish(stack, 1)
+    await stack.drained()
+    step = ("ALTER TABLE connectors ADD COLUMN later text",
+            "UPDATE last_sync_schema SET version_num = 'last_sync_9999'")  # fmt: skip
+    await asyncio.to_thread(execute, database, *step)
+    await publish(stack, 2)
+    await stack.drained()
+    assert {row["last_indexed_document_count"] for row in await postgres_rows(database)} == {2}
+    await stopped(worker)
+    late = await stack.cli("run", env=stack.env)
+    assert late.exit_code == 3
+    assert "install the release that wrote it" in late.stderr
 
 
 async def test_a_topic_that_was_lost_is_made_again_and_the_store_goes_on(stack: Stack) -> None:
