@@ -44,7 +44,7 @@ docs: $(VENV)/dev.stamp  ## write the generated documents again
 
 # Without constraints of each other the three could drift apart; the widest decides.
 lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer versions); needs uv
-	$(COMPILE) pyproject.toml requirements/build.in --extra api --extra demo --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra api --extra demo --extra otel --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra demo -c requirements/dev.txt -o requirements/demo.txt
 	$(COMPILE) pyproject.toml requirements/build.in -c requirements/dev.txt -o requirements/base.txt
 
