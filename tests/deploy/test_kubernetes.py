@@ -19,7 +19,6 @@ from worker.stores import postgresql
 FOLDER = DEPLOY / "kubernetes"
 PARTS = ("setup", "worker", "api", "example/setup", "example/worker")
 VERSION = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["version"]
-COMING = {"LAST_SYNC_API_HOST", "LAST_SYNC_API_PORT", "LAST_SYNC_API_KEY"}
 MARGIN = 3  # seconds that a node may be slow for
 
 Pod = dict[str, Any]
@@ -112,7 +111,7 @@ def test_every_file_is_part_of_a_kustomization() -> None:
 
 
 def test_every_setting_is_one_of_the_program(part: list[Manifest]) -> None:
-    known = {variable(name) for name in Settings.model_fields} | COMING
+    known = {variable(name) for name in Settings.model_fields}
     given = {name for one in of_kind(part, "ConfigMap") for name in one["data"]}
     for pod in pods(part):
         given |= {name for container in containers(pod) for name in environment(container)}
@@ -260,7 +259,7 @@ def test_probes_ask_the_port_that_the_worker_listens_on_from_outside(
     given = environment(container)
     (port,) = container["ports"]
     assert str(port["containerPort"]) == given["LAST_SYNC_HEALTH_PORT"]
-    assert given["LAST_SYNC_HEALTH_HOST"] == "0.0.0.0"  # noqa: S104 - in a pod
+    assert given["LAST_SYNC_HEALTH_HOST"] == "0.0.0.0"
     paths = {
         kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")
     }
