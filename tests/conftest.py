@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 from tests.brokers import Broker, BrokerFactory, Listener, NoBrokerError, find_brokers
 from tests.kafka import Kafka, Topics
@@ -34,7 +35,12 @@ MakeBroker = Callable[..., Broker]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take our variables out of the environment, so that no test inherits a person's settings."""
+    """Take our variables out of the environment, so that no test inherits a person's settings.
+
+    How long an example takes says more of the machine than of the code.
+    """
+    settings.register_profile("last-sync", deadline=None)
+    settings.load_profile("last-sync")
     config.stash[ENVIRON] = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("LAST_SYNC_")]:
         del os.environ[name]
