@@ -212,6 +212,17 @@ async def test_more_connections_than_allowed_are_refused_until_some_end(
     await probes.becomes("/livez", 200, timeout=5)
 
 
+def test_a_server_that_cannot_accept_does_not_spin() -> None:
+    with Server(
+        HOST, Probes().port, CollectorRegistry(), lambda _: Verdict(ok=True, text="")
+    ) as server:
+        server.socket.close()
+        began = time.monotonic()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            server.get_request()
+    assert time.monotonic() - began >= health_server.POLL
+
+
 async def test_a_busy_port_is_named_with_its_setting(probes: Probes) -> None:
     with pytest.raises(MisconfiguredError) as refused:
         async with serving(HOST, probes.port, CollectorRegistry(), {}):

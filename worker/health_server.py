@@ -70,6 +70,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), port), Handler.factory(registry))
 
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # no file is left, for example: trying again at once would only spin
+            time.sleep(POLL)
+            raise
+
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
         return len(self._open) < MAX_CONNECTIONS
 

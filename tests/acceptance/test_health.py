@@ -98,7 +98,7 @@ async def test_a_frozen_process_fails_its_probes(stack: Stack, probes: Probes) -
     assert done.exit_code == 1
     assert "timed out" in done.stdout
     worker.signal(signal.SIGCONT)
-    await probes.becomes("/readyz", 200, timeout=10)
+    await probes.becomes("/readyz", 200)
 
 
 async def test_a_drain_serves_its_health_and_ends(stack: Stack, probes: Probes) -> None:
