@@ -5,6 +5,10 @@ import sys
 
 import structlog
 
+from worker.text import escaped
+
+AUDIT = "worker.audit"  # its lines are written whatever the level: they are the lasting record
+
 
 def configure(level: str = "info", form: str = "auto") -> None:
     """Send structlog and the standard library's loggers (aiokafka, Alembic) through one format."""
@@ -14,7 +18,9 @@ def configure(level: str = "info", form: str = "auto") -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if not pretty:
+    if pretty:
+        shared.append(_escaped)
+    else:
         # without locals: they hold payloads and secrets
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         shared.append(structlog.processors.ExceptionRenderer(transformer))
@@ -46,3 +52,12 @@ def configure(level: str = "info", form: str = "auto") -> None:
     for name in ("aiokafka.cluster", "elastic_transport"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("worker").setLevel(level.upper())
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
+
+
+def _escaped(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Let no control character of an id or a message reach the terminal; JSON escapes them."""
+    return {
+        name: escaped(value) if isinstance(value, str) and name != "exception" else value
+        for name, value in event.items()
+    }
