@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import click
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -61,7 +62,7 @@ from worker.replay import OTHER_STORE, Edited, Result, Selection, Signature
 from worker.settings import Settings
 from worker.stores import masked
 from worker.summary import Given, Tally, summarize
-from worker.text import printable
+from worker.text import json_text, printable
 
 
 @click.group(epilog=example("last-sync dlq list\nlast-sync dlq replay --status 404 --dry-run"))
@@ -102,16 +103,19 @@ def dlq_show(*, letter_id: str, store_ids: Sequence[str], as_json: bool, **given
     configured = loaded(given)
 
     async def main() -> None:
+        problem = None
         async with opened(configured) as (letters, table):
             letter, whole = await one(letters, table, letter_id)
             document, foreseen = shown(letter, whole), None
-            if configured.store_url is not None:
-                foreseen = await foresee(configured, letters, letter, store_ids)
-                known = letter.connector_id
-                found = await app.connector(configured, known) if known else None
-                document["replay"] = result_json(foreseen)
-                document["connector"] = connector_json(found)
+            try:
+                if configured.store_url is not None:
+                    foreseen = await foresee(configured, letters, letter, store_ids)
+                    document |= await now(configured, letter, foreseen)
+            except LastSyncError as error:  # the letter can be read without the store
+                problem = error
         put(document) if as_json else show(document, whole, foreseen)
+        if problem is not None:
+            raise problem
 
     run_async(main())
 
@@ -416,6 +420,13 @@ async def foresee(
     raise LastSyncError(f"letter {letter.id} was resolved meanwhile")
 
 
+async def now(configured: Settings, letter: OpenLetter, foreseen: Result) -> dict[str, JsonValue]:
+    """The connector's present state, and what a replay would do."""
+    known = letter.connector_id
+    found = await app.connector(configured, known) if known else None
+    return {"replay": result_json(foreseen), "connector": connector_json(found)}
+
+
 # Asking and telling
 
 
@@ -461,10 +472,11 @@ def confirm(question: str) -> None:
 
 
 def tell(result: Result, *, as_json: bool, dry_run: bool) -> None:
+    # Not by click, which would not see that a progress bar stands on the terminal.
     if as_json:
-        put(result_json(result))
+        sys.stdout.write(f"{json_text(result_json(result))}\n")
     elif dry_run:
-        click.echo(f"{result.letter.id}: would be {outcome_text(result)}")
+        sys.stdout.write(f"{result.letter.id}: would be {outcome_text(result)}\n")
 
 
 def tell_discarded(letter: OpenLetter, *, as_json: bool, dry_run: bool) -> None:
@@ -484,6 +496,7 @@ def bar(title: str, counts: Counter[str]) -> Iterator[Callable[[int, int], None]
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),
         disable=not console.is_terminal,
     ) as progress:
         task: TaskID = progress.add_task(title)

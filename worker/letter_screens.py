@@ -134,7 +134,7 @@ def show(document: dict[str, Any], whole: DeadLetter | None, foreseen: Result | 
     if whole is not None:
         click.echo(json_text(LetterDocument.of(whole).document, indent=2))
     if foreseen is None:
-        say("name a store with --store to see the connector, and what a replay would do")
+        say("without a store (--store) there is no connector to show, and no replay to foresee")
         return
     now = document["connector"]
     state = "is not registered" if now is None else json_text(now)

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
@@ -37,7 +38,7 @@ def configure(level: str = "info", form: str = "auto") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -53,6 +54,14 @@ def configure(level: str = "info", form: str = "auto") -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("worker").setLevel(level.upper())
     logging.getLogger(AUDIT).setLevel(logging.INFO)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is now: a progress bar takes its place while it stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 def _escaped(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

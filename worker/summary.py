@@ -98,7 +98,7 @@ def _commands(kind: str, result: Result, tally: Tally, given: Given) -> Iterator
     if kind == "connector_not_found":
         globs = _flags("--connector", [glob.escape(name) for name in tally.connectors])
         if tally.connectors:
-            yield [PROGRAM, "connectors", "add", *given.store, *tally.connectors]
+            yield [PROGRAM, "connectors", "add", *given.store, "--", *tally.connectors]
         yield [*again, *(globs or one)]
         yield [*discard, *(globs or one)]
         return

@@ -98,6 +98,10 @@ async def test_a_letter_is_shown_with_everything(filled: Stack) -> None:
     (garbled,) = await listed(filled, "--partition", "3")
     shown = json.loads((await dlq(filled, "show", "--json", garbled["id"])).stdout)
     assert shown["value_base64"] == "/3s="
+    filled.more = {"LAST_SYNC_STORE_URL": "postgresql://127.0.0.1:1/none"}
+    alone = await dlq(filled, "show", letter["id"], code=3)
+    assert '"last_sync_status": "Completed"' in alone.stdout
+    assert "store postgresql://127.0.0.1:1/none" in alone.stderr
     missing = await dlq(filled, "show", "nobody", code=1)
     assert "there is no open letter 'nobody'" in missing.stderr
 

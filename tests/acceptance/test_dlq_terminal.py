@@ -5,9 +5,12 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import termios
+
+import pytest
 
 from tests.acceptance.conftest import Stack
 from tests.acceptance.test_dlq import dlq, listed
@@ -67,6 +70,17 @@ async def test_a_person_is_asked_before_letters_are_replayed(filled: Stack) -> N
     assert code == 0
     assert "applied                    2" in screen
     assert len(await listed(filled)) == 2
+
+
+@pytest.mark.parametrize("how", [("--dry-run",), ("--dry-run", "--json"), ("--yes",)])
+async def test_lines_stand_above_the_progress_bar(filled: Stack, how: tuple[str, ...]) -> None:
+    await filled.register(["unknown"])
+    code, screen = await typed(filled, b"", "replay", "--status", "404", *how)
+    assert code == 0
+    rows = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", screen))
+    lines = [row for row in rows if filled.topics.group in row]
+    assert len(lines) == 2
+    assert not [row for row in lines if "━" in row]
 
 
 async def test_a_person_is_asked_before_letters_are_discarded(filled: Stack) -> None:
