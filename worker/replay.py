@@ -223,13 +223,12 @@ async def close(
             for letter, how in resolved
         ]
     )
+    signed = audit.bind(by=signature.by, why=signature.why)
     for letter, how in resolved:
-        audit.info(
+        signed.info(
             "dead_letter.resolved",
             id=letter.id,
             outcome=how,
-            by=signature.by,
-            why=signature.why,
             reason=letter.reason,
             connector_id=letter.connector_id,
             store=letter.store,

@@ -1,6 +1,7 @@
 """The list of open letters and their replay, through compaction, crashes, crowds and changes."""
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import signal
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import NewPartitions
@@ -20,6 +23,7 @@ from tests.eventually import eventually
 from tests.kafka import Kafka, Record
 from worker.stores import open_store
 
+GOLDEN = Path(__file__).parents[1] / "data" / "dead_letters"
 EAGER_CLEANER = {
     "cleanup.policy": "compact",
     "max.message.bytes": "2000000",
@@ -304,6 +308,35 @@ async def produce_compressed(stack: Stack, one: Record) -> None:
         await producer.send_and_wait(
             stack.topics.source, one.value, key=one.key, partition=one.partition
         )
+
+
+async def test_letters_of_the_first_format_are_listed_shown_replayed_and_discarded(
+    stack: Stack,
+) -> None:
+    files = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))]
+    records = [replace(of(file), partition=n) for n, file in enumerate(files)]  # some share an id
+    await stack.kafka.produce(stack.topics.dlq, records)
+    found = await listed(stack)
+    assert len(found) == len(files)
+    assert {one["reason"] for one in found} == {file["reads"]["reason"] for file in files}
+    await stack.register(["old-intranet"])
+    stores = {
+        json.loads((await dlq(stack, "show", one["id"], "--json")).stdout)["store"] for one in found
+    }
+    named = [word for store in stores for word in ("--store-id", store)]
+    assert await replayed(stack, "--reason", "connector_not_found", *named) == ["applied"]
+    assert (await stack.stored())["old-intranet"]["last_indexed_document_count"] == 42
+    await dlq(stack, "discard", "--all", "--reason-text", "a test", "--yes")
+    assert await listed(stack) == []
+
+
+def of(file: dict[str, Any]) -> Record:
+    headers = [(name, decoded(value)) for name, value in file["headers"]]
+    return Record(key=decoded(file["key"]), value=decoded(file["value"]), headers=headers)
+
+
+def decoded(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
 
 
 async def test_a_record_that_is_no_letter_is_listed_and_can_be_discarded(stack: Stack) -> None:
