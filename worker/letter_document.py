@@ -55,9 +55,7 @@ class LetterDocument:
 
     def _value(self) -> bytes:
         if "value" in self.document:
-            return json.dumps(self.document["value"], ensure_ascii=False).encode(
-                errors="surrogatepass"
-            )
+            return json_text(self.document["value"]).encode()
         if "value_text" in self.document:
             text = self.document["value_text"]
             if not isinstance(text, str):
