@@ -423,7 +423,7 @@ def golden() -> list[Any]:
 
 
 def test_there_are_letters_of_the_first_format() -> None:
-    assert {record["name"] for record in golden()} == {"invalid", "null", "too-large"}
+    assert {record["name"] for record in golden()} == {"invalid", "not-found", "null", "too-large"}
 
 
 @pytest.mark.parametrize("record", golden(), ids=lambda record: record["name"])

@@ -8,6 +8,7 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
+from functools import partial
 from importlib.metadata import version
 
 import structlog
@@ -15,16 +16,15 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from schemas.dead_letter import MIN_RECORD
 from worker import consumer, health_server, kafka, stores, topics
 from worker.breaker import Breaker
-from worker.dead_letters import DeadLetterTopic
+from worker.dead_letters import ANY_SIZE, DeadLetterTopic
 from worker.errors import LastSyncError, MisconfiguredError
 from worker.health import Health
 from worker.metrics import Metrics
 from worker.open_letters import OpenLetter, OpenLetters
 from worker.pipeline import Origin
-from worker.replay import Edited, Replay, Result, Signature, apply_edited, close
+from worker.replay import Edited, Replay, Result, Signature, apply_edited, close, patiently
 from worker.settings import Settings, tracing_wanted
 from worker.signals import stopping
 from worker.stores import (
@@ -314,14 +314,16 @@ async def publish(settings: Settings, messages: Iterable[Message]) -> int:
     return len(sent)
 
 
-def _open_store(settings: Settings) -> AbstractAsyncContextManager[ConnectorStore]:
+def _open_store(
+    settings: Settings, *, make: bool = True
+) -> AbstractAsyncContextManager[ConnectorStore]:
     key = settings.elasticsearch_api_key
     access = ElasticsearchAccess(
         api_key=key.get_secret_value() if key else None,
         cafile=settings.elasticsearch_cafile,
         concurrency=settings.elasticsearch_concurrency,
     )
-    return open_store(settings.required_store_url(), access)
+    return open_store(settings.required_store_url(), access, make=make)
 
 
 @asynccontextmanager
@@ -334,7 +336,7 @@ async def dead_letters(
     """
     if topics_checked:
         async with kafka.admin(settings) as admin:
-            topics.required_dead_letters(await topics.describe(admin, settings), settings)
+            await topics.require_dead_letters(admin, settings)
     async with OpenLetters.opened(settings) as letters:
         yield letters
 
@@ -347,15 +349,15 @@ async def replay(
     *,
     dry_run: bool,
     other_stores: Collection[str] = (),
-    rate: float | None = None,
+    rate: int | None = None,
 ) -> AsyncIterator[list[Result]]:
     """Run the letters against the store, and close those that it settles; or say what would be."""
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(stopping())
-        store = await stack.enter_async_context(_open_store(settings))
+        store = await stack.enter_async_context(_open_store(settings, make=False))
         topic = None
         if not dry_run:
-            topic = await stack.enter_async_context(DeadLetterTopic.opened(settings, MIN_RECORD))
+            topic = await stack.enter_async_context(DeadLetterTopic.opened(settings, ANY_SIZE))
         run = Replay(
             letters=letters,
             store=store,
@@ -375,29 +377,33 @@ async def discard(
 ) -> AsyncIterator[int]:
     """Close the letters without applying them; gives how many after each batch."""
     with stopping() as stop:
-        async with DeadLetterTopic.opened(settings, MIN_RECORD) as topic:
+        async with DeadLetterTopic.opened(settings, ANY_SIZE) as topic:
             for start in range(0, len(wanted), settings.batch_size):
                 if stop.is_set():
                     return
                 batch = wanted[start : start + settings.batch_size]
-                await close(topic, [(letter, "discarded") for letter in batch], signature)
+                closed = [(letter, "discarded") for letter in batch]
+                await patiently(partial(close, topic, closed, signature), stop)
                 yield len(batch)
 
 
 async def edit(
     settings: Settings,
-    letter: OpenLetter,
+    letters: Sequence[OpenLetter],
     edited: Edited,
     signature: Signature,
+    *,
     other_stores: Collection[str],
+    dry_run: bool,
 ) -> Result:
-    """Apply an edited letter and close it, or change nothing."""
-    async with (
-        _open_store(settings) as store,
-        DeadLetterTopic.opened(settings, MIN_RECORD) as topic,
-    ):
+    """Apply an edited letter and close all of that id, or change nothing."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(_open_store(settings, make=False))
+        topic = None
+        if not dry_run:
+            topic = await stack.enter_async_context(DeadLetterTopic.opened(settings, ANY_SIZE))
         return await apply_edited(
-            letter, edited, store, topic, signature=signature, other_stores=other_stores
+            letters, edited, store, topic, signature=signature, other_stores=other_stores
         )
 
 

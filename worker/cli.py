@@ -27,7 +27,6 @@ from worker.options import (
     flag,
     kafka_settings,
     loaded,
-    printable,
     put,
     run_async,
     say,
@@ -36,6 +35,7 @@ from worker.options import (
 )
 from worker.settings import Settings, variable
 from worker.stores import Connector, Difference
+from worker.text import json_text, printable
 from worker.topics import Verdict
 
 
@@ -420,7 +420,7 @@ def connector_line(connector: Connector) -> str:
 
 
 def connector_json(connector: Connector) -> str:
-    return json.dumps({"id": connector.id, **ordered(connector)}, ensure_ascii=False)
+    return json_text({"id": connector.id, **ordered(connector)})
 
 
 def ordered(connector: Connector) -> dict[str, JsonValue]:

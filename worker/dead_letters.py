@@ -14,6 +14,7 @@ from worker.errors import MisconfiguredError, TransientError
 from worker.settings import Settings
 
 PUBLISH_TIMEOUT = 10.0  # seconds for all letters of a batch
+ANY_SIZE = 2**30  # bytes: to close a letter, let the brokers say whether its key is too large
 REQUEST_OVERHEAD = 4096  # bytes; the client adds a batch's framing to the record before it compares
 
 
@@ -79,6 +80,11 @@ class DeadLetterTopic:
                         for partition, key, headers in tombstones
                     ]
                     await asyncio.gather(*sent)
+        except MessageSizeTooLargeError:
+            raise MisconfiguredError(
+                f"the dead-letter topic {topic} refuses a tombstone as too large: raise its "
+                "max.message.bytes"
+            ) from None
         except TransientError:
             await self._drop_producer()
             raise

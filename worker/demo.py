@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -17,11 +18,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from schemas.dead_letter import MIN_RECORD
 from schemas.last_sync import SyncJob
 from schemas.sync_finished import Record, SyncFinished
 from worker import app, kafka, logs
-from worker.dead_letters import DeadLetterTopic
+from worker.dead_letters import ANY_SIZE, DeadLetterTopic
 from worker.errors import LastSyncError, MisconfiguredError
 from worker.letter_document import LetterDocument
 from worker.merge import Outcome, Update
@@ -91,6 +91,7 @@ class Stage:
 async def tell(configured: Settings) -> None:
     """Play the morning and show what the worker made of it, on stdout."""
     logs.configure("error", configured.log_format)
+    logging.getLogger(logs.AUDIT).setLevel(logging.ERROR)  # the story itself says it
     with _embedded_broker() as address, tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'last-sync.db'}"
         settings = Settings.model_construct(
@@ -315,7 +316,7 @@ async def _replay(stage: Stage, *, dry_run: bool) -> None:
         letters = await stack.enter_async_context(
             app.dead_letters(stage.settings, topics_checked=False)
         )
-        opened = DeadLetterTopic.opened(stage.settings, MIN_RECORD)
+        opened = DeadLetterTopic.opened(stage.settings, ANY_SIZE)
         run = Replay(
             letters=letters,
             store=stage.store,
@@ -338,7 +339,7 @@ async def _mend(stage: Stage) -> None:
     """Do what `last-sync dlq edit` does, with an editor that knows what is wrong."""
     async with (
         app.dead_letters(stage.settings, topics_checked=False) as letters,
-        DeadLetterTopic.opened(stage.settings, MIN_RECORD) as topic,
+        DeadLetterTopic.opened(stage.settings, ANY_SIZE) as topic,
     ):
         capitals = [one for one in await letters.table() if one.reason == "invalid_status"]
         async for [(letter, whole)] in letters.letters(capitals, 1):
@@ -350,7 +351,7 @@ async def _mend(stage: Stage) -> None:
                     stage.say(escape(f"  {line}"))
             edited = LetterDocument.parsed(after).edited()
             result = await apply_edited(
-                letter, edited, stage.store, topic, signature=SIGNATURE, other_stores=()
+                [letter], edited, stage.store, topic, signature=SIGNATURE, other_stores=()
             )
             stage.say(f"{letter.connector_id}: {result.outcome}, and the letter is closed.")
 

@@ -2,129 +2,67 @@
 
 import difflib
 import getpass
-import json
 import os
-import re
-import shutil
 import socket
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import click
-from pydantic import JsonValue, ValidationError
-from pydantic_core import SchemaValidator
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from schemas.dead_letter import DeadLetter
-from schemas.last_sync import LAST_SYNC_FIELDS, time_text
-from schemas.reasons import REASONS
-from schemas.scalars import TIME
+from schemas.dead_letter import MAX_MESSAGE, DeadLetter
 from worker import app
 from worker.errors import LastSyncError
 from worker.letter_document import LetterDocument
-from worker.open_letters import UNREADABLE, OpenLetter, OpenLetters
+from worker.letter_options import (
+    Rate,
+    by,
+    confirmed,
+    every,
+    require_some,
+    selected,
+    selection,
+    store_ids,
+)
+from worker.letter_screens import (
+    connector_json,
+    letter_json,
+    lines,
+    outcome_text,
+    result_json,
+    show,
+    show_stats,
+    shown,
+    stats,
+)
+from worker.open_letters import OpenLetter, OpenLetters
 from worker.options import (
     FAILED,
     PROGRAM,
-    Decorated,
     as_json,
     broker_only,
     example,
     flag,
+    given_settings,
     loaded,
-    printable,
     put,
     run_async,
     say,
     setting,
     store_setting,
 )
-from worker.replay import RESOLVING, Result, Selection, Signature
+from worker.replay import OTHER_STORE, Edited, Result, Selection, Signature
 from worker.settings import Settings
-
-SHOWN = 20  # letters that a summary names
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
-rfc3339 = SchemaValidator(TIME.core).validate_python
-LEAST_MESSAGE = 20  # characters, however narrow the terminal
-
-
-class Moment(click.ParamType[datetime]):
-    """An RFC 3339 time, or how long ago."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        if match := re.fullmatch(r"(\d{1,6})([smhdw])", value):
-            return datetime.now(UTC) - timedelta(seconds=int(match[1]) * UNITS[match[2]])
-        try:
-            found: datetime = rfc3339(value)
-        except ValidationError:
-            self.fail(
-                f"{value!r} is no time: write 2024-11-09T15:13:08Z, or how long ago: 90s, 2h, 3d",
-                param,
-                ctx,
-            )
-        return found
-
-
-def selection(command: Decorated) -> Decorated:
-    """The filters; those given all have to let a letter through."""
-    several = {"multiple": True, "metavar": "TEXT"}
-    for decorator in (
-        flag("--limit", type=click.IntRange(1), help="The oldest N of them."),
-        flag("--id", "ids", help="Letters with this id (repeatable).", **several),
-        flag("--partition", "partitions", type=int, multiple=True, help="Origin's partition."),
-        flag("--topic", "topics", help="Origin's topic (repeatable).", **several),
-        flag(
-            "--status",
-            "statuses",
-            type=click.Choice(["404", "400"]),
-            multiple=True,
-            help="404: the connector is unknown; 400: the event is wrong.",
-        ),
-        flag("--until", type=Moment(), help="Failed before: RFC 3339, or 2h or 3d ago."),
-        flag("--since", type=Moment(), help="Failed at or after: RFC 3339, or 2h or 3d ago."),
-        flag("--connector", "connectors", help="Glob over connector ids (repeatable).", **several),
-        flag("--reason", "reasons", help="Reason code (repeatable).", **several),
-    ):
-        command = decorator(command)
-    return command
-
-
-every = flag("--all", "everything", is_flag=True, help="All open letters.")
-confirmed = flag("--yes", is_flag=True, help="Do not ask.")
-by = flag("--by", help="Who resolves; by default user@host.")
-store_ids = flag(
-    "--store-id",
-    "store_ids",
-    multiple=True,
-    metavar="UUID",
-    help="Take letters that failed against this store, too (repeatable).",
-)
-
-
-def selected(given: dict[str, Any]) -> Selection:
-    statuses = [int(status) for status in given.pop("statuses")]
-    names = ("ids", "reasons", "connectors", "topics", "partitions", "since", "until", "limit")
-    return Selection(statuses=statuses, **{name: given.pop(name) for name in names})
-
-
-def require_some(chosen: Selection, *, everything: bool) -> None:
-    given = replace(chosen, limit=None) != Selection(statuses=[])
-    if given == everything:
-        raise click.UsageError("say which letters: give filters or --id, or else --all")
-
-
-def author(given: str | None) -> str:
-    return given or f"{getpass.getuser()}@{socket.gethostname()}"
+from worker.stores import masked
+from worker.summary import Given, Tally, summarize
+from worker.text import json_text, printable
 
 
 @click.group(epilog=example("last-sync dlq list\nlast-sync dlq replay --status 404 --dry-run"))
@@ -165,26 +103,19 @@ def dlq_show(*, letter_id: str, store_ids: Sequence[str], as_json: bool, **given
     configured = loaded(given)
 
     async def main() -> None:
+        problem = None
         async with opened(configured) as (letters, table):
             letter, whole = await one(letters, table, letter_id)
-            connector, foreseen = None, None
-            if configured.store_url is not None:
-                if letter.connector_id:
-                    connector = await app.connector(configured, letter.connector_id)
-                async for results in app.replay(
-                    configured, letters, [letter], Signature(by="", why=""), dry_run=True,
-                    other_stores=store_ids,
-                ):  # fmt: skip
-                    (foreseen,) = results
-        document = shown(letter, whole, foreseen)
-        if configured.store_url is not None:
-            fields = connector and {
-                name: connector.fields[name]
-                for name in LAST_SYNC_FIELDS
-                if name in connector.fields
-            }
-            document["connector"] = fields
-        put(document) if as_json else show(document, whole)
+            document, foreseen = shown(letter, whole), None
+            try:
+                if configured.store_url is not None:
+                    foreseen = await foresee(configured, letters, letter, store_ids)
+                    document |= await now(configured, letter, foreseen)
+            except LastSyncError as error:  # the letter can be read without the store
+                problem = error
+        put(document) if as_json else show(document, whole, foreseen)
+        if problem is not None:
+            raise problem
 
     run_async(main())
 
@@ -218,7 +149,7 @@ def dlq_stats(*, as_json: bool, **given: Any) -> None:
 @selection
 @every
 @flag("--dry-run", is_flag=True, help="Write nothing anywhere; say what would happen.")
-@flag("--rate", type=click.FloatRange(0, min_open=True), help="Most letters a second.")
+@flag("--rate", type=Rate(), help="Most letters a second, as in 10/s.")
 @confirmed
 @by
 @store_ids
@@ -230,7 +161,7 @@ def dlq_replay(
     *,
     everything: bool,
     dry_run: bool,
-    rate: float | None,
+    rate: int | None,
     yes: bool,
     by: str | None,
     store_ids: Sequence[str],
@@ -245,17 +176,19 @@ def dlq_replay(
     chosen = selected(given)
     require_some(chosen, everything=everything)
     configured = loaded(given)
-    configured.required_store_url()
-    signature = Signature(by=author(by), why="replayed")
-    counts: Counter[str] = Counter()
-    open_still: list[Result] = []
+    store = masked(configured.required_store_url())
+    signature = signed(by, "replayed")
+    pasted = given_options(store_ids)
+    tally = Tally()
+    wanted: list[OpenLetter] = []
 
-    async def main() -> int:
+    async def main() -> None:
         async with opened(configured) as (letters, table):
-            wanted = chosen.of(table)
+            some = picked(chosen, table)
             if not dry_run:
-                ask(wanted, "replay", yes=yes)
-            with bar("replaying", counts) as progress:
+                ask(some, f"replay, into the store {store},", yes=yes)
+            wanted.extend(some)
+            with bar("replaying", tally.counts) as progress:
                 async for results in app.replay(
                     configured,
                     letters,
@@ -265,17 +198,19 @@ def dlq_replay(
                     other_stores=store_ids,
                     rate=rate,
                 ):
-                    counts.update(result.outcome for result in results)
-                    left = [result for result in results if not result.resolved]
-                    open_still.extend(left[: max(0, SHOWN - len(open_still))])
+                    tally.add(results)
                     for result in results:
                         tell(result, as_json=as_json, dry_run=dry_run)
-                    progress(counts.total(), len(wanted))
-        return len(wanted)
+                    progress(tally.counts.total(), len(wanted))
 
-    total = run_async(main())
-    summary(counts, total, open_still, dry_run=dry_run, as_json=as_json)
-    if any(outcome not in RESOLVING for outcome in counts) or counts.total() < total:
+    try:
+        run_async(main())
+    except LastSyncError as error:
+        if not tally.counts:
+            raise
+        say(f"{PROGRAM}: {error}")
+    summarize(tally, len(wanted), pasted, dry_run=dry_run)
+    if tally.open or tally.counts.total() < len(wanted):
         sys.exit(FAILED)
 
 
@@ -303,34 +238,37 @@ def dlq_discard(
     """Close letters without applying them."""
     chosen = selected(given)
     require_some(chosen, everything=everything)
-    if not reason_text.strip():
-        raise click.BadParameter("say why the letters are discarded", param_hint="--reason-text")
+    signature = signed(by, reason_text)
     configured = loaded(given)
-    signature = Signature(by=author(by), why=reason_text)
+    wanted: list[OpenLetter] = []
     done = 0
 
-    async def main() -> list[OpenLetter]:
+    async def main() -> None:
         nonlocal done
         async with opened(configured) as (_, table):
-            wanted = chosen.of(table)
+            some = picked(chosen, table)
+        if not dry_run:
+            ask(some, "discard", yes=yes)
+        wanted.extend(some)
         if dry_run:
             done = len(wanted)
-            return wanted
-        ask(wanted, "discard", yes=yes)
+            return
         with bar("discarding", Counter()) as progress:
             async for count in app.discard(configured, wanted, signature):
                 done += count
                 progress(done, len(wanted))
-        return wanted
 
-    wanted = run_async(main())
+    try:
+        run_async(main())
+    except LastSyncError as error:
+        if not done:
+            raise
+        say(f"{PROGRAM}: {error}")
     for letter in wanted[:done]:
-        if as_json:
-            put({"id": letter.id, "outcome": "discarded", "reason": letter.reason})
-        elif dry_run:
-            click.echo(f"{letter.id}: would be discarded")
+        tell_discarded(letter, as_json=as_json, dry_run=dry_run)
     say(f"{'would discard' if dry_run else 'discarded'} {done} of {len(wanted)} letters")
     if done < len(wanted):
+        say("to go on, run the same command again")
         sys.exit(FAILED)
 
 
@@ -362,47 +300,80 @@ def dlq_edit(
     """Mend a letter's value and headers, apply it, and close it; all of that or nothing."""
     configured = loaded(given)
     configured.required_store_url()
-    signature = Signature(by=author(by), why="edited")
+    signature = signed(by, "edited")
 
     async def main() -> Result:
         async with opened(configured) as (letters, table):
             letter, whole = await one(letters, table, letter_id)
-        if whole is None or not letter.replayable:
-            raise LastSyncError(f"letter {letter_id} is {letter.reason}: it can only be discarded")
-        before = LetterDocument.of(whole).text()
-        after = edited_text(before, file)
-        document = LetterDocument.parsed(after)
-        for line in difflib.unified_diff(
-            before.splitlines(), after.splitlines(), "the letter", "edited", lineterm=""
-        ):
-            say(printable(line))
-        if not yes:
-            confirm("Apply this, and close the letter?")
-        return await app.edit(configured, letter, document.edited(), signature, store_ids)
+            if whole is None or not letter.replayable:
+                raise LastSyncError(
+                    f"letter {letter.id} is {letter.reason}: it can only be discarded"
+                )
+            foreseen = await foresee(configured, letters, letter, store_ids)
+        if foreseen.outcome == OTHER_STORE:
+            raise LastSyncError(f"nothing has changed: {outcome_text(foreseen)}")
+        same = [other for other in table if other.key == letter.key]
+        with edited_text(LetterDocument.of(whole).text(), file, letter.id) as (before, after):
+            edited = LetterDocument.parsed(after).edited()
+            applicable(await edit(edited, same, dry_run=True))
+            show_difference(before, after)
+            if not yes:
+                confirm("Apply this, and close the letter?")
+            return applicable(await edit(edited, same, dry_run=False))
+
+    async def edit(edited: Edited, same: Sequence[OpenLetter], *, dry_run: bool) -> Result:
+        return await app.edit(
+            configured, same, edited, signature, other_stores=store_ids, dry_run=dry_run
+        )
 
     result = run_async(main())
     if as_json:
         put(result_json(result))
-    if result.outcome != "applied":
-        raise LastSyncError(
-            f"nothing has changed: the edited event would be {result.outcome}"
-            f"{f' ({result.reason}): {result.message}' if result.message else ''}"
-        )
-    say(f"{letter_id}: applied, and closed")
+    say(f"{result.letter.id}: {result.outcome}, and closed")
 
 
-def edited_text(before: str, file: BinaryIO | None) -> str:
+def applicable(result: Result) -> Result:
+    if result.outcome in {"applied", "duplicate"}:
+        return result
+    raise LastSyncError(f"nothing has changed: the edited event would be {outcome_text(result)}")
+
+
+@contextmanager
+def edited_text(before: str, file: BinaryIO | None, letter_id: str) -> Iterator[tuple[str, str]]:
+    """The text before and after; what was typed into an editor is kept if it cannot be used."""
     if file is not None:
         try:
-            return file.read().decode()
+            after = file.read().decode()
         except UnicodeDecodeError as error:
             raise LastSyncError(f"the edited document is not UTF-8: {error}") from None
+        yield before, after
+        return
+    after = typed(before)
+    try:
+        yield before, after
+    except (LastSyncError, click.Abort) as error:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="last-sync-", suffix=".json", delete=False, encoding="utf-8"
+        ) as kept:
+            kept.write(after)
+        say(f"what was typed is kept: {PROGRAM} dlq edit '{letter_id}' --file {kept.name}")
+        raise error from None
+
+
+def typed(before: str) -> str:
     if not (os.environ.get("VISUAL") or os.environ.get("EDITOR")) and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal: set EDITOR, or give --file")
     text = click.edit(before, extension=".json", require_save=False)
     if text is None or text == before:
         raise LastSyncError("nothing was edited, and nothing has changed")
     return text
+
+
+def show_difference(before: str, after: str) -> None:
+    for line in difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "the letter", "edited", lineterm=""
+    ):
+        say(printable(line))
 
 
 # Reading
@@ -414,6 +385,15 @@ async def opened(configured: Settings) -> AsyncIterator[tuple[OpenLetters, list[
         with bar("reading", Counter()) as progress:
             table = await letters.table(progress)
         yield letters, table
+
+
+def picked(chosen: Selection, table: Sequence[OpenLetter]) -> list[OpenLetter]:
+    """Those of the selection; an id that is not open is said, for it may be a misspelt one."""
+    there = {letter.id for letter in table}
+    for letter_id in chosen.ids:
+        if letter_id not in there:
+            say(f"there is no open letter {letter_id!r}: resolved already, or misspelt")
+    return chosen.of(table)
 
 
 async def one(
@@ -428,14 +408,59 @@ async def one(
     )
 
 
-# Asking
+async def foresee(
+    configured: Settings, letters: OpenLetters, letter: OpenLetter, store_ids: Sequence[str]
+) -> Result:
+    """What a replay of the letter would do now."""
+    nobody = Signature(by="", why="")
+    async for results in app.replay(
+        configured, letters, [letter], nobody, dry_run=True, other_stores=store_ids
+    ):
+        return results[0]
+    raise LastSyncError(f"letter {letter.id} was resolved meanwhile")
+
+
+async def now(configured: Settings, letter: OpenLetter, foreseen: Result) -> dict[str, JsonValue]:
+    """The connector's present state, and what a replay would do."""
+    known = letter.connector_id
+    found = await app.connector(configured, known) if known else None
+    return {"replay": result_json(foreseen), "connector": connector_json(found)}
+
+
+# Asking and telling
+
+
+def signed(by: str | None, why: str) -> Signature:
+    """Who does it, and why; both have to fit a tombstone."""
+    if not why.strip():
+        raise click.BadParameter("say why the letters are discarded", param_hint="--reason-text")
+    for text, hint in ((by or "", "--by"), (why, "--reason-text")):
+        if len(text.encode(errors="replace")) > MAX_MESSAGE:
+            raise click.BadParameter(f"write at most {MAX_MESSAGE} bytes", param_hint=hint)
+    return Signature(by=by or f"{user()}@{socket.gethostname()}", why=why)
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user may have no name
+        return f"uid-{os.getuid()}"
+
+
+def given_options(store_ids: Sequence[str]) -> Given:
+    found = given_settings()
+    url = found.pop("store_url", None)
+    kafka = [word for option in found.values() for word in option]
+    if url and masked(url[1]) != url[1]:
+        url = (url[0], "URL")  # it holds a password
+    return Given(kafka=kafka, store=url or (), store_ids=store_ids)
 
 
 def ask(wanted: Sequence[OpenLetter], what: str, *, yes: bool) -> None:
     """Show what is about to happen, and let a person decide."""
     reasons = Counter(letter.reason for letter in wanted)
     parts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    say(f"about to {what} {len(wanted)} letters: {parts or 'none'}")
+    say(printable(f"about to {what} {len(wanted)} letters: {parts or 'none'}"))
     if wanted and not yes:
         confirm("Go on?")
 
@@ -444,6 +469,21 @@ def confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on: give --yes")
     click.confirm(question, abort=True, err=True)
+
+
+def tell(result: Result, *, as_json: bool, dry_run: bool) -> None:
+    # Not by click, which would not see that a progress bar stands on the terminal.
+    if as_json:
+        sys.stdout.write(f"{json_text(result_json(result))}\n")
+    elif dry_run:
+        sys.stdout.write(f"{result.letter.id}: would be {outcome_text(result)}\n")
+
+
+def tell_discarded(letter: OpenLetter, *, as_json: bool, dry_run: bool) -> None:
+    if as_json:
+        put({"id": letter.id, "outcome": "discarded", "reason": letter.reason})
+    elif dry_run:
+        click.echo(f"{letter.id}: would be discarded")
 
 
 @contextmanager
@@ -456,6 +496,7 @@ def bar(title: str, counts: Counter[str]) -> Iterator[Callable[[int, int], None]
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),
         disable=not console.is_terminal,
     ) as progress:
         task: TaskID = progress.add_task(title)
@@ -465,185 +506,3 @@ def bar(title: str, counts: Counter[str]) -> Iterator[Callable[[int, int], None]
             progress.update(task, completed=done, total=total, description=f"{title} {said}")
 
         yield update
-
-
-# Showing
-
-
-def letter_json(letter: OpenLetter) -> dict[str, JsonValue]:
-    return {
-        "id": letter.id,
-        "reason": letter.reason,
-        "status": letter.status,
-        "connector_id": letter.connector_id,
-        "topic": letter.topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
-        "timestamp": moment(letter.timestamp_ms),
-        "failed_at": None if letter.failed_at is None else time_text(letter.failed_at),
-        "message": letter.message,
-    }
-
-
-def moment(milliseconds: int) -> str | None:
-    if milliseconds < 0:
-        return None
-    try:
-        return time_text(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds))
-    except OverflowError:
-        return None
-
-
-def lines(letters: Sequence[OpenLetter]) -> Iterator[str]:
-    now, width = datetime.now(UTC), shutil.get_terminal_size((0, 0)).columns
-    cut = width if sys.stdout.isatty() else 0
-    rows = [
-        (x.id, age(x, now), x.connector_id or "-", x.reason, " ".join(x.message.split()))
-        for x in letters
-    ]
-    heading = ("ID", "AGE", "CONNECTOR", "REASON", "MESSAGE")
-    widths = [max(len(row[n]) for row in [heading, *rows]) for n in range(4)]
-    for row in [heading, *rows]:
-        cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=False)]
-        start = printable("  ".join(cells))
-        room = max(LEAST_MESSAGE, cut - len(start) - 2) if cut else None
-        message = printable(row[4])
-        yield f"{start}  {shortened(message, room)}"
-
-
-def shortened(text: str, room: int | None) -> str:
-    return text if room is None or len(text) <= room else f"{text[: room - 1]}…"
-
-
-def age(letter: OpenLetter, now: datetime) -> str:
-    return "-" if letter.failed_at is None else span((now - letter.failed_at).total_seconds())
-
-
-def span(seconds: float) -> str:
-    for unit, length in reversed(UNITS.items()):
-        if seconds >= length and unit != "w":
-            return f"{int(seconds // length)}{unit}"
-    return "0s"
-
-
-def shown(letter: OpenLetter, whole: DeadLetter | None, foreseen: Result | None) -> dict[str, Any]:
-    known = REASONS.get(letter.reason)
-    document: dict[str, Any] = {
-        **letter_json(letter),
-        "message": whole.message if whole else letter.message,
-        "fix": known.fix if known else None,
-        "store": letter.store,
-    }
-    if whole is not None:
-        document |= {"group": whole.group, **LetterDocument.of(whole).document}
-        if whole.value_size is not None:
-            document |= {"value_size": whole.value_size, "value_sha256": whole.value_sha256}
-        if whole.headers_dropped:
-            document["headers_dropped"] = whole.headers_dropped
-    if foreseen is not None:
-        document["replay"] = result_json(foreseen)
-    return document
-
-
-def show(document: dict[str, Any], whole: DeadLetter | None) -> None:
-    place = f"{document['topic']}, partition {document['partition']}, offset {document['offset']}"
-    click.echo(printable(f"{document['reason']} ({document['status']})"))
-    click.echo(printable(f"  {document['message']}"))
-    if document["fix"]:
-        click.echo(f"  fix: {document['fix']}")
-    for name, value in [
-        ("id", document["id"]),
-        ("connector", document["connector_id"] or "-"),
-        ("from", place),
-        ("written", document["timestamp"] or "-"),
-        ("failed", document["failed_at"] or "-"),
-        ("group", document.get("group", "-")),
-        ("store", document["store"] or "-"),
-    ]:
-        click.echo(printable(f"  {name:<10} {value}"))
-    if whole is not None:
-        text = json.dumps(LetterDocument.of(whole).document, indent=2, ensure_ascii=False)
-        click.echo("\n".join(printable(line) for line in text.splitlines()))
-    if "value_size" in document:
-        click.echo(f"  cut: the record's value had {document['value_size']} bytes")
-    if "connector" in document:
-        now = document["connector"]
-        text = "is not registered" if now is None else json.dumps(now, ensure_ascii=False)
-        click.echo(printable(f"connector now: {text}"))
-    if "replay" in document:
-        foreseen = document["replay"]
-        click.echo(printable(f"a replay now: {foreseen['outcome']} ({foreseen['reason']})"))
-    else:
-        say("name a store with --store to see the connector, and what a replay would do")
-
-
-def stats(letters: Sequence[OpenLetter], now: datetime) -> dict[str, Any]:
-    ages = sorted((now - x.failed_at).total_seconds() for x in letters if x.failed_at is not None)
-    return {
-        "open": len(letters),
-        "by_reason": dict(Counter(x.reason for x in letters).most_common()),
-        "by_connector": dict(Counter(x.connector_id or "" for x in letters).most_common()),
-        "oldest_seconds": round(ages[-1], 3) if ages else None,
-        "p50_seconds": round(ages[len(ages) // 2], 3) if ages else None,
-        "last_hour": sum(seconds < UNITS["h"] for seconds in ages),
-    }
-
-
-def show_stats(document: dict[str, Any]) -> None:
-    click.echo(f"{document['open']} open letters, {document['last_hour']} in the last hour")
-    if document["oldest_seconds"] is not None:
-        oldest, middle = span(document["oldest_seconds"]), span(document["p50_seconds"])
-        click.echo(f"oldest {oldest}, half of them older than {middle}")
-    for title, name in (("REASON", "by_reason"), ("CONNECTOR", "by_connector")):
-        click.echo(f"\n{title:<36} {'LETTERS':>8}")
-        for key, count in list(document[name].items())[:SHOWN]:
-            click.echo(f"{printable(key) or '-':<36} {count:>8}")
-
-
-def result_json(result: Result) -> dict[str, JsonValue]:
-    return {"id": result.letter.id, "outcome": result.outcome, "reason": result.reason}
-
-
-def tell(result: Result, *, as_json: bool, dry_run: bool) -> None:
-    if as_json:
-        put(result_json(result))
-    elif dry_run:
-        click.echo(f"{printable(result.letter.id)}: would be {outcome_text(result)}")
-
-
-def outcome_text(result: Result) -> str:
-    still = "" if result.resolved else f" ({result.reason})"
-    return printable(f"{result.outcome}{still}{': ' if result.message else ''}{result.message}")
-
-
-def summary(
-    counts: Counter[str],
-    total: int,
-    left: Sequence[Result],
-    *,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """What became of the letters, and what to do about the rest; on stderr."""
-    say(f"{'WOULD BE' if dry_run else 'OUTCOME':<22} LETTERS")
-    for outcome in (*RESOLVING, *sorted(counts.keys() - set(RESOLVING))):
-        if counts[outcome] or outcome in RESOLVING:
-            say(f"  {outcome:<20} {counts[outcome]:>7}")
-    if total > counts.total():
-        say(f"  {'not tried':<20} {total - counts.total():>7}  (stopped, or resolved meanwhile)")
-    if not as_json and not dry_run:
-        for result in left:
-            say(f"still open: {printable(result.letter.id)}: {outcome_text(result)}")
-    for outcome in sorted(counts):
-        if advice := ADVICE.get(outcome):
-            say(f"{outcome}: {advice}")
-
-
-ADVICE = {
-    "connector_not_found": "`last-sync connectors add ID`, then replay again",
-    "invalid": "`last-sync dlq edit ID`, or `last-sync dlq discard --id ID --reason-text …`",
-    "rejected": "`last-sync dlq edit ID`, or `last-sync dlq discard --id ID --reason-text …`",
-    "too_large": "`last-sync dlq discard --reason too_large --reason-text …`",
-    "other_store": "name that store with --store, or allow it here with --store-id UUID",
-    UNREADABLE: "`last-sync dlq discard --reason unreadable --reason-text …`",
-}

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 from schemas.dead_letter import DeadLetter
 from worker.errors import LastSyncError
 from worker.replay import Edited
+from worker.text import json_text
 
 VALUES = ("value", "value_text", "value_base64")
 
@@ -46,18 +48,19 @@ class LetterDocument:
         return cls(document)
 
     def text(self) -> str:
-        return json.dumps(self.document, indent=2, ensure_ascii=False) + "\n"
+        return json_text(self.document, indent=2) + "\n"
 
     def edited(self) -> Edited:
         return Edited(value=self._value(), headers=tuple(map(_header, self._headers())))
 
     def _value(self) -> bytes:
         if "value" in self.document:
-            return json.dumps(self.document["value"], ensure_ascii=False).encode(
-                errors="surrogatepass"
-            )
+            return json_text(self.document["value"]).encode()
         if "value_text" in self.document:
-            return str(self.document["value_text"]).encode(errors="surrogatepass")
+            text = self.document["value_text"]
+            if not isinstance(text, str):
+                raise LastSyncError("value_text has to be a text; JSON stands under value")
+            return text.encode(errors="surrogatepass")
         return _decoded(self.document["value_base64"])
 
     def _headers(self) -> list[Any]:
@@ -75,9 +78,13 @@ def _value_shown(value: bytes | None) -> dict[str, Any]:
     except UnicodeDecodeError:
         return {"value_base64": base64.b64encode(value).decode()}
     try:
-        return {"value": json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)}
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refused, parse_float=_finite
+        )
+        json.dumps([value], indent=2)  # has less room for depth than reading
     except (ValueError, RecursionError):
         return {"value_text": text}
+    return {"value": value}
 
 
 def _shown(value: bytes | None) -> Any:
@@ -117,3 +124,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refused(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is too large to be written again")
+    return number

@@ -2,8 +2,13 @@
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
+
+from worker.text import escaped
+
+AUDIT = "worker.audit"  # its lines are written whatever the level: they are the lasting record
 
 
 def configure(level: str = "info", form: str = "auto") -> None:
@@ -14,7 +19,9 @@ def configure(level: str = "info", form: str = "auto") -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if not pretty:
+    if pretty:
+        shared.append(_escaped)
+    else:
         # without locals: they hold payloads and secrets
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         shared.append(structlog.processors.ExceptionRenderer(transformer))
@@ -31,7 +38,7 @@ def configure(level: str = "info", form: str = "auto") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -46,3 +53,20 @@ def configure(level: str = "info", form: str = "auto") -> None:
     for name in ("aiokafka.cluster", "elastic_transport"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("worker").setLevel(level.upper())
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is now: a progress bar takes its place while it stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+def _escaped(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Let no control character of an id or a message reach the terminal; JSON escapes them."""
+    return {
+        name: escaped(value) if isinstance(value, str) and name != "exception" else value
+        for name, value in event.items()
+    }

@@ -14,6 +14,7 @@ from schemas.dead_letter import TOO_LARGE, DeadLetter
 from worker import kafka
 from worker.errors import TransientError
 from worker.settings import Settings
+from worker.text import escaped
 
 UNREADABLE = "unreadable"  # the reason of a record that is no letter of this project
 MESSAGE = 500  # characters of a message that the table keeps; the letter itself has all of it
@@ -191,19 +192,23 @@ def _indexed(record: Any) -> OpenLetter:
     return OpenLetter(
         at=at,
         key=record.key,
-        id=letter.id,
-        # Many letters say the same: keep each text once.
-        reason=sys.intern(letter.reason),
+        id=escaped(letter.id),
+        reason=_kept(letter.reason),
         status=letter.status,
-        message=sys.intern(cut),
-        connector_id=letter.connector_id and sys.intern(letter.connector_id),
-        topic=sys.intern(letter.topic),
+        message=_kept(cut),
+        connector_id=letter.connector_id and _kept(letter.connector_id),
+        topic=_kept(letter.topic),
         partition=letter.partition,
         offset=letter.offset,
         timestamp_ms=letter.timestamp_ms,
         failed_at=letter.failed_at,
-        store=sys.intern(letter.store),
+        store=_kept(letter.store),
     )
+
+
+def _kept(text: str) -> str:
+    """Safe to print and to paste, and kept once: many letters say the same."""
+    return sys.intern(escaped(text))
 
 
 def _unreadable(record: Any, at: tuple[int, int], error: ValueError) -> OpenLetter:
@@ -211,10 +216,10 @@ def _unreadable(record: Any, at: tuple[int, int], error: ValueError) -> OpenLett
     return OpenLetter(
         at=at,
         key=key,
-        id=key.decode(errors="backslashreplace"),
+        id=escaped(key.decode(errors="backslashreplace")),
         reason=UNREADABLE,
         status=400,
-        message=f"not a letter of last-sync: {error}",
+        message=escaped(f"not a letter of last-sync: {error}"),
         connector_id=None,
         topic="",
         partition=at[0],

@@ -1,14 +1,15 @@
 """What the commands share: options, settings, and how they print."""
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from worker import logs, settings
 from worker.settings import Settings, variable
+from worker.text import json_text
 
 PROGRAM = "last-sync"
 FAILED, CANNOT_START = 1, 3
@@ -80,6 +81,17 @@ def loaded(given: Mapping[str, Any]) -> Settings:
     return found
 
 
+def given_settings() -> dict[str, tuple[str, str]]:
+    """The settings that were typed as options, with the option that each was typed as."""
+    context = click.get_current_context()
+    return {
+        param.name or "": (param.opts[0], str(context.params[param.name or ""]))
+        for param in context.command.params
+        if isinstance(param, SettingOption)
+        and context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    }
+
+
 def commands(
     command: click.Command, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -114,9 +126,4 @@ def say(text: str) -> None:
 
 
 def put(document: object) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False))
-
-
-def printable(text: str) -> str:
-    """Free of control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    click.echo(json_text(document))

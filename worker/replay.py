@@ -16,6 +16,7 @@ from schemas.sync_finished import Invalid
 from worker import pipeline
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import TransientError
+from worker.logs import AUDIT
 from worker.merge import Outcome, Update
 from worker.open_letters import UNREADABLE, OpenLetter
 from worker.retry import backoff
@@ -28,6 +29,7 @@ OTHER_STORE = "other_store"
 PATIENCE = 30.0  # seconds that a batch is tried again while store or brokers are away
 
 log = structlog.get_logger(__name__)
+audit = structlog.get_logger(AUDIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,23 +108,23 @@ class Replay:
     signature: Signature
     other_stores: Collection[str] = ()  # whose letters may be replayed here
     batch_size: int
-    rate: float | None = None  # letters a second
+    rate: int | None = None  # letters a second
     stop: asyncio.Event
 
     async def run(self, wanted: Sequence[OpenLetter]) -> AsyncIterator[list[Result]]:
         """Results batch by batch, until the end or the wish to stop."""
-        size = min(self.batch_size, max(1, int(self.rate))) if self.rate else self.batch_size
+        size = min(self.batch_size, self.rate) if self.rate else self.batch_size
         async for batch in self.letters.letters(wanted, size):
             if self.stop.is_set():
                 return
             began = time.monotonic()
-            results = await patiently(partial(self._settle, batch))
+            results = await patiently(partial(self._settle, batch), self.stop)
             if self.topic is not None:
                 settled = [(result.letter, result.outcome) for result in results if result.resolved]
-                await patiently(partial(close, self.topic, settled, self.signature))
+                await patiently(partial(close, self.topic, settled, self.signature), self.stop)
             yield results
             if self.rate is not None:
-                await self._rest(began + len(batch) / self.rate - time.monotonic())
+                await wait(self.stop, began + len(batch) / self.rate - time.monotonic())
 
     async def _settle(self, batch: Sequence[tuple[OpenLetter, DeadLetter | None]]) -> list[Result]:
         read = [self._read(letter, whole) for letter, whole in batch]
@@ -149,13 +151,6 @@ class Replay:
             return other_store(letter, self.store.store_id)
         return pipeline.read(whole, now_us())
 
-    async def _rest(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(max(seconds, 0)):
-                await self.stop.wait()
-        except TimeoutError:
-            pass
-
 
 def verdict(letter: OpenLetter, found: Outcome | Invalid | Result) -> Result:
     if isinstance(found, Result):
@@ -180,22 +175,28 @@ class Edited:
 
 
 async def apply_edited(
-    letter: OpenLetter,
+    letters: Sequence[OpenLetter],
     edited: Edited,
     store: ConnectorStore,
-    topic: DeadLetterTopic,
+    topic: DeadLetterTopic | None,
     *,
     signature: Signature,
     other_stores: Collection[str],
 ) -> Result:
-    """Apply what was edited, and close the letter if it won; else nothing has changed."""
+    """Apply what was edited, and close the letters of this id if it won; else nothing changes.
+
+    There are several where the dead-letter topic got more partitions. A duplicate won before:
+    it is the same edit after a crash. Without a `topic` the result is what would be.
+    """
+    letter = letters[0]
     if letter.store not in {store.store_id, *other_stores}:
         return other_store(letter, store.store_id)
     read = pipeline.read(edited, now_us())
-    found = read if isinstance(read, Invalid) else (await store.apply([read]))[0]
+    decide = store.preview if topic is None else store.apply
+    found = read if isinstance(read, Invalid) else (await decide([read]))[0]
     result = verdict(letter, found)
-    if result.outcome == "applied":
-        await close(topic, [(letter, "edited")], signature)
+    if topic is not None and result.outcome in {"applied", "duplicate"}:
+        await close(topic, [(each, "edited") for each in letters], signature)
     return result
 
 
@@ -222,31 +223,39 @@ async def close(
             for letter, how in resolved
         ]
     )
+    signed = audit.bind(by=signature.by, why=signature.why)
     for letter, how in resolved:
-        log.info(
+        signed.info(
             "dead_letter.resolved",
             id=letter.id,
             outcome=how,
-            by=signature.by,
-            why=signature.why,
             reason=letter.reason,
             connector_id=letter.connector_id,
             store=letter.store,
         )
 
 
-async def patiently(step: Callable[[], Awaitable[Done]]) -> Done:
+async def patiently(step: Callable[[], Awaitable[Done]], stop: asyncio.Event) -> Done:
     """Try the step again while store or brokers are away; each repetition changes nothing."""
     deadline = time.monotonic() + PATIENCE
     for delay in backoff():
         try:
             return await step()
         except TransientError as error:
-            if time.monotonic() + delay > deadline:
+            if stop.is_set() or time.monotonic() + delay > deadline:
                 raise
             log.warning("replay.held", waiting_for=str(error), retry_in=round(delay, 2))
-        await asyncio.sleep(delay)
+        await wait(stop, delay)
     raise AssertionError  # the back-off has no end
+
+
+async def wait(stop: asyncio.Event, seconds: float) -> None:
+    """Wait so long, or until the wish to stop."""
+    try:
+        async with asyncio.timeout(max(seconds, 0)):
+            await stop.wait()
+    except TimeoutError:
+        pass
 
 
 def now_us() -> int:

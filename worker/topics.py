@@ -65,6 +65,20 @@ async def describe(admin: AIOKafkaAdminClient, settings: Settings) -> Topics:
     return Topics(source=found[0], dead_letters=found[1])
 
 
+async def require_dead_letters(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+    """Look at the dead-letter topic alone, as those may who have no right to the other one.
+
+    Raises MisconfiguredError unless it is there and keeps open letters.
+    """
+    name = settings.dead_letter_topic
+    with kafka.translated(f"describing the topic {name}"):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            found = await _describe(admin, name)
+    verdict = _dead_letter_verdicts(Topics(source=None, dead_letters=found), settings)[0]
+    if not verdict.ok:
+        raise MisconfiguredError(verdict.text)
+
+
 async def _describe(admin: AIOKafkaAdminClient, name: str) -> Topic | None:
     # The configs first: asking for the metadata of a topic that is not there can create it.
     wanted = ConfigResource(ConfigResourceType.TOPIC, name)
@@ -142,12 +156,6 @@ def _size_verdict(letters: Topic, needed: int) -> Verdict:
 
 def required_source(topics: Topics, settings: Settings) -> None:
     verdict = _source_verdict(topics, settings)
-    if not verdict.ok:
-        raise MisconfiguredError(verdict.text)
-
-
-def required_dead_letters(topics: Topics, settings: Settings) -> None:
-    verdict = _dead_letter_verdicts(topics, settings)[0]
     if not verdict.ok:
         raise MisconfiguredError(verdict.text)
 

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance import generator
 from tests.eventually import eventually
-from tests.kafka import Kafka, Topics
+from tests.kafka import Kafka, Record, Topics
 from tests.programs import Cli, Spawn, Spawned
 
 
@@ -115,3 +115,41 @@ class Stack:
 def stack(kafka: Kafka, topic: Topics, cli: Cli, spawn: Spawn, tmp_path: Path) -> Stack:
     """Work on the session's broker, with topics and a store of the test's own."""
     return Stack(kafka=kafka, topics=topic, cli=cli, spawn=spawn, folder=tmp_path)
+
+
+def event(connector: str, number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "event_id": f"e-{connector}-{number}",
+        "connector_id": connector,
+        "occurred_at": f"2026-01-01T00:00:{number % 60:02}Z",
+        "last_sync": {"last_indexed_document_count": number},
+        **more,
+    }
+
+
+def record(value: Any, key: str, partition: int = 0, **more: Any) -> Record:
+    encoded = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return Record(value=encoded, key=key.encode(), partition=partition, **more)
+
+
+async def dead_lettered(stack: Stack, records: Sequence[Record]) -> None:
+    await stack.kafka.produce(stack.topics.source, list(records))
+    await stack.drain(LAST_SYNC_FLOOD_SHARE="1")
+
+
+@pytest.fixture
+async def filled(stack: Stack) -> Stack:
+    """Dead-letter two events of an unknown connector, and two that are wrong."""
+    await stack.register(["known"])
+    wrong = event("known", 3, last_sync={"last_sync_status": "Completed"})
+    other = event("unknown", 2, last_sync={"last_deleted_document_count": 2})
+    await dead_lettered(
+        stack,
+        [
+            record(event("unknown", 1), "unknown", 0),
+            record(other, "unknown", 1),
+            record(wrong, "known", 2),
+            record(b"\xff{", "known", 3),
+        ],
+    )
+    return stack

@@ -2,36 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+import re
+import shlex
 from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Stack
-from tests.kafka import Record
+from tests.acceptance.conftest import Stack, dead_lettered, event, record
 from tests.programs import Finished
 
 YEAR_AGO = "2025-01-01T00:00:00Z"
-
-
-def event(connector: str, number: int, **more: Any) -> dict[str, Any]:
-    return {
-        "event_id": f"e-{connector}-{number}",
-        "connector_id": connector,
-        "occurred_at": f"2026-01-01T00:00:{number % 60:02}Z",
-        "last_sync": {"last_indexed_document_count": number},
-        **more,
-    }
-
-
-def record(value: Any, key: str, partition: int = 0, **more: Any) -> Record:
-    encoded = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return Record(value=encoded, key=key.encode(), partition=partition, **more)
-
-
-async def dead_lettered(stack: Stack, records: Sequence[Record]) -> None:
-    await stack.kafka.produce(stack.topics.source, list(records))
-    await stack.drain(LAST_SYNC_FLOOD_SHARE="1")
 
 
 async def dlq(stack: Stack, *arguments: str, code: int = 0, **more: Any) -> Finished:
@@ -48,24 +28,6 @@ async def listed(stack: Stack, *arguments: str) -> list[dict[str, Any]]:
 async def replayed(stack: Stack, *arguments: str, code: int = 0) -> list[str]:
     done = await dlq(stack, "replay", "--yes", "--json", *arguments, code=code)
     return sorted(json.loads(line)["outcome"] for line in done.stdout.splitlines())
-
-
-@pytest.fixture
-async def filled(stack: Stack) -> Stack:
-    """Dead-letter two events of an unknown connector, and two that are wrong."""
-    await stack.register(["known"])
-    wrong = event("known", 3, last_sync={"last_sync_status": "Completed"})
-    other = event("unknown", 2, last_sync={"last_deleted_document_count": 2})
-    await dead_lettered(
-        stack,
-        [
-            record(event("unknown", 1), "unknown", 0),
-            record(other, "unknown", 1),
-            record(wrong, "known", 2),
-            record(b"\xff{", "known", 3),
-        ],
-    )
-    return stack
 
 
 # list, show, stats
@@ -116,7 +78,7 @@ async def test_filters_narrow_the_list(filled: Stack) -> None:
     }
     found = await asyncio.gather(*(listed(filled, *filters.split()) for filters in narrowed))
     assert dict(zip(narrowed, map(len, found), strict=True)) == narrowed
-    for wrong in ("yesterday", "2h30", "2026-01-01T00:00:00"):
+    for wrong in ("yesterday", "2h30", "2026-01-01T00:00:00", "999999w", "²h", ""):
         assert "is no time" in (await dlq(filled, "list", "--since", wrong, code=2)).stderr
 
 
@@ -136,6 +98,10 @@ async def test_a_letter_is_shown_with_everything(filled: Stack) -> None:
     (garbled,) = await listed(filled, "--partition", "3")
     shown = json.loads((await dlq(filled, "show", "--json", garbled["id"])).stdout)
     assert shown["value_base64"] == "/3s="
+    filled.more = {"LAST_SYNC_STORE_URL": "postgresql://127.0.0.1:1/none"}
+    alone = await dlq(filled, "show", letter["id"], code=3)
+    assert '"last_sync_status": "Completed"' in alone.stdout
+    assert "store postgresql://127.0.0.1:1/none" in alone.stderr
     missing = await dlq(filled, "show", "nobody", code=1)
     assert "there is no open letter 'nobody'" in missing.stderr
 
@@ -157,7 +123,7 @@ async def test_a_replay_settles_what_it_can_and_says_what_is_left(filled: Stack)
     done = await dlq(filled, "replay", "--all", "--yes", code=1)
     assert "applied                    2" in done.stderr
     assert "invalid                    2" in done.stderr
-    assert "last-sync dlq edit ID" in done.stderr
+    assert f"last-sync dlq edit {filled.topics.group}/{filled.topics.source}/" in done.stderr
     assert (await filled.stored())["unknown"] == {
         "last_deleted_document_count": 2,
         "last_indexed_document_count": 1,
@@ -221,6 +187,81 @@ async def test_no_store_is_assumed(filled: Stack) -> None:
     assert len(await listed(filled)) == 4
 
 
+async def test_a_store_that_is_not_there_is_refused_and_not_made(filled: Stack) -> None:
+    typo = filled.folder / "typo.db"
+    filled.more = {"LAST_SYNC_STORE_URL": f"sqlite:///{typo}"}
+    (letter, *_) = await listed(filled)
+    for command in (
+        ("replay", "--all", "--dry-run"),
+        ("replay", "--all", "--yes"),
+        ("edit", letter["id"], "--file", "/dev/null"),
+        ("show", letter["id"]),
+    ):
+        done = await dlq(filled, *command, code=3)
+        assert "there is no such file" in done.stderr
+    assert not typo.exists()
+
+
+async def test_a_rate_is_letters_a_second(filled: Stack) -> None:
+    for rate in ("10", "10/s"):
+        await dlq(filled, "replay", "--status", "404", "--dry-run", "--rate", rate, code=1)
+    for wrong in ("0", "-1", "nan", "inf", "1e-300", "10/m"):
+        done = await dlq(filled, "replay", "--all", "--dry-run", "--rate", wrong, code=2)
+        assert "is no rate" in done.stderr
+
+
+async def test_the_commands_of_a_summary_work_as_they_stand(filled: Stack) -> None:
+    """Given as options what the environment has elsewhere, so that each has to be repeated."""
+    env, store = filled.env, filled.env["LAST_SYNC_STORE_URL"]
+    given = (
+        "--bootstrap-servers",
+        env["LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS"],
+        "--dead-letter-topic",
+        filled.topics.dlq,
+        "--store",
+        store,
+    )
+    done = await filled.cli("dlq", "replay", "--all", "--yes", *given)
+    assert done.exit_code == 1
+    assert re.search(r"connector_not_found +2\n  invalid +2\n", done.stderr)
+    commands = re.findall(r"^  (last-sync .*)$", done.stderr, re.MULTILINE)
+    kinds = [" ".join(command.split()[1:3]) for command in commands]
+    assert kinds == [
+        "connectors add",
+        "dlq replay",
+        "dlq discard",
+        "dlq show",
+        "dlq edit",
+        "dlq discard",
+    ]
+    add, replay, _, show, edit, discard = (shlex.split(command)[1:] for command in commands)
+    assert (await filled.cli(*add)).stdout == "unknown: registered\n"
+    assert "applied                    2" in (await filled.cli(*replay, "--yes")).stderr
+    shown = await filled.cli(*show)
+    assert "a replay now: invalid" in shown.stdout
+    fixed = {"value": event("known", 3)}
+    (filled.folder / "fixed.json").write_text(json.dumps(fixed))
+    assert (await filled.cli(*edit, "--file", "fixed.json", "--yes")).exit_code == 0
+    assert len(await listed(filled)) == 1
+    again = await filled.cli(*discard, "--yes")
+    assert "resolved already" in again.stderr
+
+
+async def test_a_password_is_not_in_the_commands_of_a_summary(stack: Stack) -> None:
+    await dead_lettered(stack, [record(b"{", "x")])
+    url = "elasticsearch+http://ann:s3cret@127.0.0.1:1"
+    done = await dlq(stack, "replay", "--all", "--yes", "--store", url, code=3)
+    assert "into the store elasticsearch+http://***@127.0.0.1:1" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+async def test_an_id_that_is_not_open_is_said(filled: Stack) -> None:
+    for command in (("replay",), ("discard", "--reason-text", "a test")):
+        done = await dlq(filled, *command, "--id", "nobody", "--yes")
+        assert "there is no open letter 'nobody'" in done.stderr
+    assert len(await listed(filled)) == 4
+
+
 # discard
 
 
@@ -239,6 +280,28 @@ async def test_discarding_needs_a_reason_and_keeps_it(filled: Stack) -> None:
         assert headers["__dlq.resolved.reason"] == b"tests"
         assert headers["__dlq.resolved.at"]
     assert len(tombstones) == 2
+
+
+async def test_a_dry_run_of_a_discard_writes_nothing(filled: Stack) -> None:
+    ends = await filled.kafka.end_offsets(filled.topics.dlq)
+    arguments = ("discard", "--status", "404", "--reason-text", "a test", "--dry-run")
+    done = await dlq(filled, *arguments)
+    assert done.stdout.count(": would be discarded\n") == 2
+    assert "would discard 2 of 2 letters" in done.stderr
+    assert await filled.kafka.end_offsets(filled.topics.dlq) == ends
+
+
+async def test_the_audit_is_written_whatever_the_log_level(filled: Stack) -> None:
+    filled.more = {"LAST_SYNC_LOG_LEVEL": "error"}
+    done = await dlq(filled, "discard", "--all", "--reason-text", "a test", "--yes")
+    assert done.stderr.count('"event": "dead_letter.resolved"') == 4
+
+
+async def test_a_reason_or_name_too_long_for_a_tombstone_is_refused(filled: Stack) -> None:
+    for more in (("--reason-text", "x" * 5000), ("--reason-text", "x", "--by", "x" * 5000)):
+        done = await dlq(filled, "discard", "--all", "--yes", *more, code=2)
+        assert "at most 4096 bytes" in done.stderr
+    assert len(await listed(filled)) == 4
 
 
 # edit
@@ -268,6 +331,8 @@ async def test_an_edit_that_is_not_valid_changes_nothing(filled: Stack) -> None:
         '{"headers": [], "value": {}, "extra": 1}': "unknown member 'extra'",
         '{"headers": [["a"]], "value": {}}': "has to be [name, value]",
         '{"value_base64": "%"}': "is not base64",
+        '{"value_text": 1}': "value_text has to be a text",
+        json.dumps({"value": event("nobody", 1)}): "would be connector_not_found",
     }
     for text, says in documents.items():
         (filled.folder / "fixed.json").write_text(text)
@@ -284,3 +349,49 @@ async def test_the_editor_is_started_on_the_letter(filled: Stack) -> None:
     filled.more = {"EDITOR": str(editor)}
     await dlq(filled, "edit", letter["id"], "--yes")
     assert (await filled.stored())["known"] == {"last_sync_status": "completed"}
+
+
+async def test_what_was_typed_is_kept_when_it_cannot_be_used(filled: Stack) -> None:
+    (letter,) = await listed(filled, "--reason", "invalid_status")
+    editor = filled.folder / "editor.sh"
+    editor.write_text('#!/bin/sh\nsed -i s/Completed/complete/ "$1"\n')
+    editor.chmod(0o755)
+    filled.more = {"EDITOR": str(editor), "TMPDIR": str(filled.folder)}
+    done = await dlq(filled, "edit", letter["id"], "--yes", code=1)
+    assert 'last_sync_status is "complete"' in done.stderr
+    (kept,) = filled.folder.glob("last-sync-*.json")
+    assert f"--file {kept}" in done.stderr
+    kept.write_text(kept.read_text().replace("complete", "completed"))
+    await dlq(filled, "edit", letter["id"], "--yes", "--file", str(kept))
+    assert (await filled.stored())["known"] == {"last_sync_status": "completed"}
+
+
+@pytest.mark.parametrize(
+    ("editor", "says"),
+    [
+        ("false", "Editing failed"),
+        ("true", "nothing was edited"),
+        ("no-such-editor", "Editing failed"),
+        ("", "there is no terminal: set EDITOR"),
+    ],
+)
+async def test_an_editor_that_fails_or_changes_nothing_changes_nothing(
+    filled: Stack, editor: str, says: str
+) -> None:
+    (letter,) = await listed(filled, "--reason", "invalid_status")
+    rows, ends = filled.rows(), await filled.kafka.end_offsets(filled.topics.dlq)
+    filled.more = {"EDITOR": editor, "VISUAL": ""}
+    done = await dlq(filled, "edit", letter["id"], "--yes", code=1 if editor else 2)
+    assert says in done.stderr
+    assert (filled.rows(), await filled.kafka.end_offsets(filled.topics.dlq)) == (rows, ends)
+
+
+async def test_an_edit_of_another_stores_letter_is_refused_before_it_is_typed(
+    filled: Stack,
+) -> None:
+    (letter,) = await listed(filled, "--reason", "invalid_status")
+    filled.more = {"LAST_SYNC_STORE_URL": f"sqlite:///{filled.folder}/other.db", "EDITOR": "true"}
+    await filled.register(["known"])
+    done = await dlq(filled, "edit", letter["id"], "--yes", code=1)
+    assert "give --store-id" in done.stderr
+    assert "nothing was edited" not in done.stderr

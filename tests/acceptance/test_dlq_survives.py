@@ -1,22 +1,29 @@
 """The list of open letters and their replay, through compaction, crashes, crowds and changes."""
 
 import asyncio
+import base64
 import json
 import os
+import re
 import signal
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import NewPartitions
 
 from schemas.dead_letter import DeadLetter
-from tests.acceptance.conftest import Stack
-from tests.acceptance.test_dlq import dead_lettered, dlq, event, listed, record, replayed
+from tests.acceptance.conftest import Stack, dead_lettered, event, record
+from tests.acceptance.test_dlq import dlq, listed, replayed
+from tests.brokers import Broker
 from tests.eventually import eventually
-from tests.kafka import Record
+from tests.kafka import Kafka, Record
 from worker.stores import open_store
 
+GOLDEN = Path(__file__).parents[1] / "data" / "dead_letters"
 EAGER_CLEANER = {
     "cleanup.policy": "compact",
     "max.message.bytes": "2000000",
@@ -53,37 +60,79 @@ async def test_compaction_keeps_open_letters_and_removes_resolved_ones(stack: St
     assert len(after) == 3 + number
 
 
-STEPS = ["before the store", "after the store", "after the tombstones"]
+REPLAY_STEPS = [
+    "before the store",
+    "after the store",
+    "before the tombstones",
+    "among the tombstones",
+    "after the tombstones",
+]
+DISCARD_STEPS = REPLAY_STEPS[2:]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", REPLAY_STEPS)
 async def test_a_replay_that_is_killed_ends_as_one_that_is_not(stack: Stack, step: str) -> None:
-    records = [record(event(f"u-{n}", n), f"u-{n}", n % 4) for n in range(20)]
-    await dead_lettered(stack, records)
+    await dead_lettered(stack, [record(event(f"u-{n}", n), f"u-{n}", n % 4) for n in range(20)])
     await stack.register([f"u-{n}" for n in range(20)])
-    killed = await killed_at(stack, step, "replay", "--all", "--yes", "--batch-size", "5")
-    assert killed == -signal.SIGKILL
-    assert len(await listed(stack)) >= 5
-    await replayed(stack, "--all")
+    command = ("replay", "--all", "--yes", "--batch-size", "6")
+    assert await killed_at(stack, step, *command) == -signal.SIGKILL
+    assert len(await listed(stack)) == left_after(step)
+    await dlq(stack, *command)
     assert await listed(stack) == []
     assert await stack.stored() == {f"u-{n}": {"last_indexed_document_count": n} for n in range(20)}
 
 
-async def test_a_discard_that_is_killed_ends_as_one_that_is_not(stack: Stack) -> None:
+@pytest.mark.parametrize("step", DISCARD_STEPS)
+async def test_a_discard_that_is_killed_ends_as_one_that_is_not(stack: Stack, step: str) -> None:
     await dead_lettered(stack, [record(b"{", "x", n % 4) for n in range(20)])
     command = ("discard", "--all", "--reason-text", "a test", "--yes")
-    stack.more = {"LAST_SYNC_BATCH_SIZE": "5"}
-    assert await killed_at(stack, "after the tombstones", *command) == -signal.SIGKILL
-    assert 0 < len(await listed(stack)) < 20
+    stack.more = {"LAST_SYNC_BATCH_SIZE": "6"}
+    assert await killed_at(stack, step, *command) == -signal.SIGKILL
+    assert len(await listed(stack)) == left_after(step)
     await dlq(stack, *command)
+    assert await listed(stack) == []
+
+
+def left_after(step: str) -> int:
+    """How many of 20 letters are open when the first batch, of 6, is cut short."""
+    return {"among the tombstones": 17, "after the tombstones": 14}.get(step, 20)
+
+
+@pytest.mark.parametrize("step", ["after the store", "after the tombstones"])
+async def test_an_edit_that_is_killed_can_be_done_again(stack: Stack, step: str) -> None:
+    await stack.register(["known"])
+    await dead_lettered(stack, [record(b"{", "known")])
+    (one,) = await listed(stack)
+    (stack.folder / "fixed.json").write_text(json.dumps({"value": event("known", 7)}))
+    command = ("edit", one["id"], "--file", "fixed.json", "--yes")
+    assert await killed_at(stack, step, *command) == -signal.SIGKILL
+    assert await stack.stored() == {"known": {"last_indexed_document_count": 7}}
+    if step == "after the store":
+        done = await dlq(stack, *command)
+        assert "duplicate, and closed" in done.stderr
+    assert await listed(stack) == []
+
+
+async def test_an_edit_closes_the_letter_in_every_partition_that_has_it(stack: Stack) -> None:
+    """As when a record was delivered again after the dead-letter topic got more partitions."""
+    await stack.register(["known"])
+    await dead_lettered(stack, [record(b"{", "known", 0)])
+    (opened,) = await stack.kafka.read_all(stack.topics.dlq)
+    await stack.kafka.produce(stack.topics.dlq, [replace(opened, partition=3)])
+    (one, other) = await listed(stack)
+    assert one["id"] == other["id"]
+    (stack.folder / "fixed.json").write_text(json.dumps({"value": event("known", 7)}))
+    await dlq(stack, "edit", one["id"], "--file", "fixed.json", "--yes")
     assert await listed(stack) == []
 
 
 KILLED = """
 import os, signal, sys
-from worker import replay
 from worker.dead_letters import DeadLetterTopic
 from worker.stores.sql import SqlStore
+
+async def half(self, tombstones):
+    await close(self, tombstones[:len(tombstones) // 2])
 
 def dying(call, *, before):
     async def wrapped(*args, **kwargs):
@@ -93,11 +142,12 @@ def dying(call, *, before):
         os.kill(os.getpid(), signal.SIGKILL)
     return wrapped
 
-step = sys.argv.pop(1)
-if step == "after the tombstones":
-    DeadLetterTopic.close = dying(DeadLetterTopic.close, before=False)
+step, close = sys.argv.pop(1), DeadLetterTopic.close
+if step.endswith("the store"):
+    SqlStore.apply = dying(SqlStore.apply, before=step.startswith("before"))
 else:
-    SqlStore.apply = dying(SqlStore.apply, before=step == "before the store")
+    call = half if step.startswith("among") else close
+    DeadLetterTopic.close = dying(call, before=step.startswith("before"))
 from worker.cli import main
 main()
 """
@@ -121,18 +171,43 @@ async def killed_at(stack: Stack, step: str, *arguments: str) -> int:
     return await asyncio.wait_for(process.wait(), 30)
 
 
-async def test_a_signal_finishes_the_batch_and_the_next_run_goes_on(stack: Stack) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_finishes_the_batch_and_the_next_run_goes_on(
+    stack: Stack, signum: signal.Signals
+) -> None:
     records = [record(event(f"u-{n}", n), f"u-{n}", n % 4) for n in range(60)]
     await dead_lettered(stack, records)
     await stack.register([f"u-{n}" for n in range(60)])
     running = stack.spawn("dlq", "replay", "--all", "--yes", "--rate", "5", env=stack.env)
     await running.says("dead_letter.resolved", 30)
-    running.signal(signal.SIGINT)
+    running.signal(signum)
     assert await running.ended() == 1
-    assert "not tried" in running.stderr
     left = len(await listed(stack))
     assert 0 < left < 60
+    assert re.search(rf"applied +{60 - left}\n", running.stderr)
+    assert re.search(rf"not tried +{left} ", running.stderr)
+    assert "run the same command again" in running.stderr
     assert await replayed(stack, "--all") == ["applied"] * left
+
+
+async def test_an_outage_ends_a_replay_with_its_summary_and_the_next_run_goes_on(
+    stack: Stack, own_broker: Broker
+) -> None:
+    stack.kafka = Kafka(own_broker.bootstrap)
+    await stack.kafka.create(stack.topics)
+    await dead_lettered(stack, [record(event(f"u-{n}", n), f"u-{n}", n % 4) for n in range(20)])
+    await stack.register([f"u-{n}" for n in range(20)])
+    running = stack.spawn("dlq", "replay", "--all", "--yes", "--rate", "2", env=stack.env)
+    await running.says("dead_letter.resolved", 30)
+    await asyncio.to_thread(own_broker.kill)
+    await running.says("replay.held", 30)
+    running.signal(signal.SIGINT)  # a person who does not want to wait for it
+    assert await running.ended(25) == 1
+    assert "not tried" in running.stderr
+    assert "Kafka" in running.stderr
+    await asyncio.to_thread(own_broker.start)
+    await replayed(stack, "--all")
+    assert await listed(stack) == []
 
 
 async def test_replays_beside_workers_and_each_other_end_in_one_state(stack: Stack) -> None:
@@ -235,6 +310,35 @@ async def produce_compressed(stack: Stack, one: Record) -> None:
         )
 
 
+async def test_letters_of_the_first_format_are_listed_shown_replayed_and_discarded(
+    stack: Stack,
+) -> None:
+    files = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))]
+    records = [replace(of(file), partition=n) for n, file in enumerate(files)]  # some share an id
+    await stack.kafka.produce(stack.topics.dlq, records)
+    found = await listed(stack)
+    assert len(found) == len(files)
+    assert {one["reason"] for one in found} == {file["reads"]["reason"] for file in files}
+    await stack.register(["old-intranet"])
+    stores = {
+        json.loads((await dlq(stack, "show", one["id"], "--json")).stdout)["store"] for one in found
+    }
+    named = [word for store in stores for word in ("--store-id", store)]
+    assert await replayed(stack, "--reason", "connector_not_found", *named) == ["applied"]
+    assert (await stack.stored())["old-intranet"]["last_indexed_document_count"] == 42
+    await dlq(stack, "discard", "--all", "--reason-text", "a test", "--yes")
+    assert await listed(stack) == []
+
+
+def of(file: dict[str, Any]) -> Record:
+    headers = [(name, decoded(value)) for name, value in file["headers"]]
+    return Record(key=decoded(file["key"]), value=decoded(file["value"]), headers=headers)
+
+
+def decoded(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
 async def test_a_record_that_is_no_letter_is_listed_and_can_be_discarded(stack: Stack) -> None:
     await stack.kafka.produce(stack.topics.dlq, [Record(value=b"?", key=b"stray", partition=0)])
     (stray,) = await listed(stack)
@@ -252,10 +356,16 @@ async def test_very_many_letters_fit_into_little_memory(stack: Stack, count: int
         await store.add([f"u-{n}" for n in range(1_000)])
         made = [letter(stack, n, store.store_id) for n in range(count)]
     await stack.kafka.produce(stack.topics.dlq, made)
-    for command in (["list", "--json"], ["replay", "--all", "--yes"]):
+    for command, expected in (
+        (["list"], count + 1),
+        (["list", "--json"], count),
+        (["stats"], 27),
+        (["replay", "--all", "--dry-run"], count),
+        (["replay", "--all", "--yes"], 0),
+    ):
         peak, lines = await measured(stack, *command)
         assert peak < 200 * 1024, f"{command}: {peak} KiB"
-        assert lines == (count if command[0] == "list" else 0)
+        assert lines == expected, command
     assert await listed(stack) == []
 
 

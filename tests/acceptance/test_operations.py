@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Stack
-from tests.acceptance.test_dlq import dead_lettered, event, listed, record
+from tests.acceptance.conftest import Stack, dead_lettered, event, record
+from tests.acceptance.test_dlq import listed
 from tests.acceptance.test_dlq_survives import produce_compressed
 from tests.eventually import eventually
 from tests.kafka import Record

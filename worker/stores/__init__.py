@@ -11,15 +11,18 @@ __all__ = [
     "ConnectorStore",
     "Difference",
     "ElasticsearchAccess",
+    "masked",
     "open_store",
     "upgrade_store",
 ]
 
 
 def open_store(
-    url: str, access: ElasticsearchAccess | None = None
+    url: str, access: ElasticsearchAccess | None = None, *, make: bool = True
 ) -> AbstractAsyncContextManager[ConnectorStore]:
     """Open the store that the URL names, for an `async with`.
+
+    A SQLite file that is not there is made, unless `make` is false; other stores are there, or not.
 
     Raises `MisconfiguredError`, here or on entering, where a person has to change something, and
     `TransientError` where waiting can help.
@@ -31,7 +34,7 @@ def open_store(
         # Half a second of imports that commands without a store should not pay.
         from worker.stores.sqlite import open_sqlite  # noqa: PLC0415
 
-        return open_sqlite(url)
+        return open_sqlite(url, make=make)
     if scheme in {"postgresql", "postgres"} and separator:
         from worker.stores.postgresql import open_postgresql  # noqa: PLC0415
 

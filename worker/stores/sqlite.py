@@ -43,9 +43,11 @@ _REJECTED = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlit
 
 
 @asynccontextmanager
-async def open_sqlite(url: str) -> AsyncIterator[SqlStore]:
+async def open_sqlite(url: str, *, make: bool = True) -> AsyncIterator[SqlStore]:
     """Open the file, make or migrate its schema, and close it at the end."""
     path = _path(url)
+    if not make and not path.exists():
+        raise MisconfiguredError(f"store {url}: there is no such file; name the worker's store")
     store_id = await _prepared(path, url)
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
