@@ -9,6 +9,8 @@ PIP := env -u PIP_FIND_LINKS -u PIP_NO_BINARY -u PIP_CONSTRAINT -u PIP_REQUIREME
 	$(BIN)/python -m pip --disable-pip-version-check --no-input
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
+# What the image can do: all but the demo, whose broker is a toy.
+IMAGE_EXTRAS = api elasticsearch postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,11 +43,12 @@ bench: $(VENV)/dev.stamp  ## drain 100,000 events beside a loop that only fetche
 docs: $(VENV)/dev.stamp  ## write the generated documents again
 	$(BIN)/python -m docs.generate
 
-# Without constraints of each other the three could drift apart; the widest decides.
+# Without constraints of each other they could drift apart; the widest decides.
 lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer versions); needs uv
-	$(COMPILE) pyproject.toml requirements/build.in --extra demo --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra demo -c requirements/dev.txt -o requirements/demo.txt
-	$(COMPILE) pyproject.toml requirements/build.in -c requirements/dev.txt -o requirements/base.txt
+	$(COMPILE) pyproject.toml $(IMAGE_EXTRAS:%=--extra %) -c requirements/dev.txt -o requirements/image.txt
+	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## forget the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
