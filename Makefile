@@ -14,7 +14,7 @@ IMAGE_EXTRAS = api elasticsearch postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint format bench docs lock clean
+.PHONY: help demo test test-slow stack-test lint format bench docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ test: $(VENV)/dev.stamp  ## the tests, on a real Kafka (minutes)
 
 test-slow: $(VENV)/dev.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+stack-test: $(VENV)/dev.stamp  ## docker-compose.yml on a real engine: up, broken, down (minutes)
+	$(BIN)/python -m tests.stack
 
 lint: $(VENV)/dev.stamp  ## style and types
 	$(BIN)/ruff check
