@@ -72,13 +72,17 @@ class DeadLetter:
         return f"{self.group}/{self.topic}/{self.partition}/{self.offset}@{self.timestamp_ms}"
 
     def to_record(self, max_bytes: int) -> tuple[bytes, bytes, RecordHeaders]:
-        """Give key, value and headers that fit `max_bytes` uncompressed.
+        """Give key, value and headers of `fitted(max_bytes)`."""
+        return _record(self.fitted(max_bytes))
+
+    def fitted(self, max_bytes: int) -> "DeadLetter":
+        """Give the letter as a record of `max_bytes` uncompressed can hold it.
 
         A letter that does not fit is cut and gets the reason `too_large`. `MIN_RECORD` bytes are
         enough for every letter; below that, one that cannot be cut further raises `ValueError`.
         """
         letter = _with_headers_that_ride_along(self)
-        return _record(letter if _fits(letter, max_bytes) else _cut(letter, max_bytes))
+        return letter if _fits(letter, max_bytes) else _cut(letter, max_bytes)
 
     @classmethod
     def from_record(cls, key: bytes | None, value: bytes | None, headers: Headers) -> Self:

@@ -63,6 +63,16 @@ async def test_an_option_can_be_given_by_its_environment_variable(cli: Cli) -> N
     assert json.loads(added.stdout) == {"id": "a", "added": True}
 
 
+async def test_the_live_check_imports_next_to_nothing(cli: Cli) -> None:
+    env = {"LAST_SYNC_HEALTH_PORT": "1", "PYTHONPROFILEIMPORTTIME": "1"}
+    done = await cli("check", "--live", env=env)
+    assert done.exit_code == 1
+    assert "BAD live: no answer from 127.0.0.1 port 1: " in done.stdout
+    assert "http.client" in done.stderr
+    for heavy in ("click", "pydantic", "aiokafka", "structlog", "asyncio"):
+        assert heavy not in done.stderr
+
+
 STORE = ("--store", "sqlite:///last-sync.db")
 
 

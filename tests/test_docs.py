@@ -17,6 +17,10 @@ def test_the_command_line_page_is_what_the_program_prints() -> None:
     assert generate.CLI_PAGE.read_text() == generate.cli_page(), "run `make docs`"
 
 
+def test_the_metrics_page_is_what_the_registry_holds() -> None:
+    assert generate.METRICS_PAGE.read_text() == generate.metrics_page(), "run `make docs`"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target, _ in LINK.findall(page.read_text()):

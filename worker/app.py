@@ -2,7 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
+from importlib.metadata import version
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -10,10 +16,12 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from schemas.dead_letter import MIN_RECORD
-from worker import consumer, kafka, stores, topics
+from worker import consumer, health_server, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import LastSyncError
+from worker.health import Health
+from worker.metrics import Metrics
 from worker.open_letters import OpenLetter, OpenLetters
 from worker.pipeline import Origin
 from worker.replay import Edited, Replay, Result, Signature, apply_edited, close
@@ -37,6 +45,7 @@ COORDINATOR_RETRY = 0.2  # seconds
 PUBLISH_TIMEOUT = 30.0  # seconds
 JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
 CLEANUP_TIMEOUT = 4.0  # seconds
+VERSION = version("last-sync-worker")
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
 
@@ -45,29 +54,78 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
 
     `topics_checked=False` is for brokers that cannot describe their topics (the demo's).
     """
-    with stopping() as stop, Watchdog(settings.watchdog_seconds) as watchdog:
-        async with _open_store(settings) as store:
-            work = asyncio.create_task(
-                consume(
-                    settings, store, stop, watchdog, drain=drain, topics_checked=topics_checked
-                ),
-                name="worker",
-            )
-            await _until_stopped(work, stop, settings.shutdown_seconds)
+    async with AsyncExitStack() as stack:
+        stop = stack.enter_context(stopping())
+        watchdog = stack.enter_context(Watchdog(settings.watchdog_seconds))
+        health = Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop)
+        served = await _serve_health(stack, settings, health)
+        store = await stack.enter_async_context(_open_store(settings))
+        side = [*served, *(await _watch_store(stack, health, store) if served else [])]
+        work = asyncio.create_task(
+            consume(
+                settings,
+                store,
+                stop,
+                watchdog,
+                health=health,
+                drain=drain,
+                topics_checked=topics_checked,
+            ),
+            name="worker",
+        )
+        await _until_stopped(work, stop, settings.shutdown_seconds, side)
     log.info("worker.stopped")
 
 
-async def _until_stopped(work: asyncio.Task[None], stop: asyncio.Event, grace: float) -> None:
+async def _until_stopped(
+    work: asyncio.Task[None],
+    stop: asyncio.Event,
+    grace: float,
+    side: Sequence[asyncio.Task[None]] = (),
+) -> None:
+    """Let the work end by itself; end it after a wish to stop, or when a side task failed."""
     wish = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait({work, wish}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({work, wish, *side}, return_when=asyncio.FIRST_COMPLETED)
     wish.cancel()
+    failed = [task for task in side if task.done()]
+    if failed:
+        log.error("worker.side_task_failed", task=failed[0].get_name())
+        stop.set()
     await asyncio.wait({work}, timeout=grace)
     if not work.done():
         log.warning("worker.cut_short", text="what is in hand stays uncommitted")
         work.cancel()
         await asyncio.wait({work}, timeout=CLEANUP_TIMEOUT)
-    if work.done() and not work.cancelled():
-        work.result()
+    for task in (work, *failed):
+        if task.done() and not task.cancelled():
+            task.result()
+
+
+async def _serve_health(
+    stack: AsyncExitStack, settings: Settings, health: Health
+) -> list[asyncio.Task[None]]:
+    if settings.health_port is None:
+        return []
+    serving = health_server.serving(
+        settings.health_host,
+        settings.health_port,
+        health.metrics.registry,
+        {"/livez": health.live, "/readyz": health.ready},
+    )
+    return [await stack.enter_async_context(serving)]
+
+
+async def _watch_store(
+    stack: AsyncExitStack, health: Health, store: ConnectorStore
+) -> list[asyncio.Task[None]]:
+    task = asyncio.create_task(health.watch(store), name="store-watch")
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait({task})
+
+    stack.push_async_callback(end)
+    return [task]
 
 
 async def consume(
@@ -76,6 +134,8 @@ async def consume(
     stop: asyncio.Event,
     watchdog: Watchdog,
     *,
+    health: Health | None = None,
+    trace: consumer.Trace = nullcontext,
     drain: bool = False,
     topics_checked: bool = True,
 ) -> None:
@@ -103,6 +163,8 @@ async def consume(
             session_timeout=settings.kafka_session_timeout_ms / 1000,
             watchdog=watchdog,
             stalled_after=settings.watchdog_seconds,
+            health=health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop),
+            trace=trace,
             stop=stop,
         )
         client.subscribe([settings.kafka_topic], listener=loop)

@@ -14,9 +14,9 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from schemas.last_sync import LAST_SYNC_FIELDS
 from schemas.scalars import Identifier
 from schemas.sync_finished import Invalid, SyncFinished
-from worker import app, events, logs, settings
+from worker import app, events, logs, probe, settings
 from worker.dlq import dlq
-from worker.errors import LastSyncError
+from worker.errors import LastSyncError, MisconfiguredError
 from worker.options import (
     CANNOT_START,
     FAILED,
@@ -34,7 +34,7 @@ from worker.options import (
     setting,
     store_setting,
 )
-from worker.settings import Settings
+from worker.settings import Settings, variable
 from worker.stores import Connector, Difference
 from worker.topics import Verdict
 
@@ -73,13 +73,40 @@ def run(*, drain: bool, **given: Any) -> None:
     run_async(app.run(loaded(given), drain=drain))
 
 
-@cli.command(epilog=example("last-sync check --store sqlite:///last-sync.db"))
+@cli.command(
+    epilog=example("last-sync check --store sqlite:///last-sync.db\nlast-sync check --live")
+)
+@flag("--live", is_flag=True, help="Ask the running worker instead.")
 @kafka_settings
 @store_setting
 @as_json
-def check(*, as_json: bool, **given: Any) -> None:
-    """Look at everything that run needs, and give each a verdict."""
-    report_verdicts(run_async(app.check(loaded(given))), as_json=as_json)
+def check(*, live: bool, as_json: bool, **given: Any) -> None:
+    """Look at everything that run needs, and give each a verdict.
+
+    With --live, ask /livez and /readyz of the worker at LAST_SYNC_HEALTH_HOST and _PORT, as a
+    container's health check. The exit code is 0 when it is live: one that holds is not ready, and
+    a restart would not help it.
+    """
+    if live:
+        report_live(loaded(given), as_json=as_json)
+    else:
+        report_verdicts(run_async(app.check(loaded(given))), as_json=as_json)
+
+
+def report_live(settings: Settings, *, as_json: bool) -> None:
+    if settings.health_port is None:
+        raise MisconfiguredError(
+            f"{variable('health_port')} is not set: without a port the worker serves no health"
+        )
+    found = probe.ask(settings.health_host, settings.health_port)
+    healthy = probe.healthy(found)
+    if as_json:
+        checks = [{"name": name, "ok": ok, "text": text} for name, (ok, text) in found.items()]
+        put({"ok": healthy, "checks": checks})
+    else:
+        click.echo("\n".join(probe.lines(found)))
+    if not healthy:
+        sys.exit(FAILED)
 
 
 def report_verdicts(found: Sequence[Verdict], *, as_json: bool) -> None:

@@ -7,7 +7,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -26,10 +27,14 @@ from aiokafka.errors import (
 from schemas.dead_letter import DeadLetter
 from schemas.sync_finished import Invalid
 from worker import kafka, pipeline
+from worker.batch import Batch
 from worker.breaker import Breaker
 from worker.errors import OffsetsLostError, StalledError, TransientError
+from worker.health import Health
+from worker.lag import Lag
 from worker.merge import Outcome, Update
-from worker.pipeline import Origin, Verdict
+from worker.metrics import Cause
+from worker.pipeline import Origin
 from worker.retry import backoff
 from worker.settings import variable
 from worker.stores.base import ConnectorStore
@@ -45,13 +50,22 @@ LOOK_AROUND = 5.0  # seconds between looks at the end of the topic
 DRAIN_CHECK = 0.3  # seconds between looks at the group's committed offsets
 REBALANCE_TIMEOUT = 20.0  # seconds; below request_timeout_ms (40 s), or rejoin storms follow
 HEARTBEATS_PER_SESSION = 3
-STEPS = ("decode", "store", "dead_letters", "commit")
+
+
+CAUSES: dict[str, Cause] = {
+    "the store": "store",
+    "the dead-letter topic": "dead_letter_topic",
+    "the commit": "commit",
+}
 
 
 class Letters(Protocol):
-    """Where dead letters go; returns when every one is acknowledged."""
+    """Where dead letters go; returns them as written, when every one is acknowledged."""
 
-    async def publish(self, letters: Sequence[DeadLetter]) -> None: ...
+    async def publish(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]: ...
+
+
+Trace = Callable[[Batch], AbstractContextManager[object]]
 
 
 class FloodError(TransientError):
@@ -60,29 +74,6 @@ class FloodError(TransientError):
 
 class _Abandoned(Exception):  # noqa: N818 - not an error: the batch will be delivered again
     """The worker stops while it holds a batch."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Batch:
-    """Records in hand, and how far they have come."""
-
-    records: list[ConsumerRecord]
-    offsets: dict[TopicPartition, int]  # to commit: the next to read
-    reads: list[Update | Invalid] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
-
-    @classmethod
-    def of(cls, polled: Mapping[TopicPartition, list[ConsumerRecord]]) -> "Batch":
-        return cls(
-            records=[record for records in polled.values() for record in records],
-            offsets={tp: records[-1].offset + 1 for tp, records in polled.items()},
-        )
-
-    @property
-    def failures(self) -> list[int]:
-        """Indexes of the records that would be dead-lettered."""
-        return [i for i, verdict in enumerate(self.verdicts) if pipeline.failed(verdict)]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,6 +127,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         session_timeout: float,
         watchdog: Watchdog,
         stalled_after: float,
+        health: Health,
+        trace: Trace,
         stop: asyncio.Event,
     ) -> None:
         self._client = client
@@ -148,10 +141,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._revoke_budget = REBALANCE_TIMEOUT - session_timeout / HEARTBEATS_PER_SESSION - 1
         self._watchdog = watchdog
         self._stalled_after = stalled_after
+        self._health, self._metrics = health, health.metrics
+        self._lag = Lag(health.metrics)
+        self._trace = trace
         self._stop = stop
         self._work: asyncio.Task[None] | None = None
         self._step = ""
-        self._held: str | None = None
         self._abandoned = False
         self._committed: dict[TopicPartition, int] = {}
         self._looked = self._progressed = time.monotonic()
@@ -218,16 +213,17 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _see_through(self, batch: Batch) -> None:
         """Finish the batch, or abandon it uncommitted; keep polling while it takes long."""
+        self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
             await asyncio.wait({work}, timeout=SLOW)
-            if not work.done() and self._held is None:
+            if not work.done() and self._health.held is None:
                 log.warning("batch.slow", step=self._step, waiting_for=f"{self._step} to answer")
             while not work.done():
                 await self._tick(work)
         finally:
             await self._end_work()
-            self._held = None
+            self._health.release()
             self._progressed = time.monotonic()
             self._client.resume(*self._client.paused())
         if work.cancelled():  # by a revocation
@@ -248,12 +244,15 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             self._work.exception()  # seen, for the case that another error is on its way
 
     async def _finish(self, batch: Batch) -> None:
-        await self._until_done("the store", lambda: self._classify(batch))
-        letters = self._dead_letters(batch)
-        if letters:
-            await self._until_done("the dead-letter topic", lambda: self._publish(batch, letters))
-        self._breaker.passed(self._seen(batch))
-        await self._until_done("the commit", lambda: self._commit(batch))
+        with self._trace(batch):
+            await self._until_done("the store", lambda: self._classify(batch))
+            letters = self._dead_letters(batch)
+            if letters:
+                await self._until_done(
+                    "the dead-letter topic", lambda: self._publish(batch, letters)
+                )
+            self._breaker.passed(self._seen(batch))
+            await self._until_done("the commit", lambda: self._commit(batch))
         self._report(batch)
 
     async def _until_done(self, step: str, attempt: Callable[[], Awaitable[None]]) -> None:
@@ -262,7 +261,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             try:
                 await attempt()
             except TransientError as error:
-                self._held = str(error)
+                self._hold(step, error)
                 log.warning(
                     "batch.held", step=step, waiting_for=str(error), retry_in=round(delay, 2)
                 )
@@ -271,10 +270,16 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 if self._stop.is_set():
                     raise _Abandoned from None
             else:
-                if self._held is not None:
-                    log.info("batch.released", step=step, waited_for=self._held)
-                self._held = None
+                if self._health.held is not None:
+                    log.info("batch.released", step=step, waited_for=self._health.held.text)
+                self._health.release()
                 return
+
+    def _hold(self, step: str, error: TransientError) -> None:
+        cause = "flood" if isinstance(error, FloodError) else CAUSES[step]
+        if cause == "store":
+            self._metrics.store_retried()
+        self._health.hold(cause, str(error))
 
     async def _pause_for(self, seconds: float) -> None:
         """Sleep, but not beyond the wish to stop."""
@@ -292,7 +297,20 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             if tp in self._client.assignment():
                 self._client.seek(tp, records[0].offset)
         self._watchdog.step()
+        if time.monotonic() - self._looked > LOOK_AROUND:
+            self._looked = time.monotonic()
+            await self._measure_lag()
         await asyncio.wait({work}, timeout=POLL if leaked else 0)
+
+    async def _measure_lag(self) -> None:
+        """While a batch is held nothing is fetched, and the topic grows unseen."""
+        positions = await self._positions()
+        try:
+            with kafka.translated("asking for the end of the topic"):
+                async with asyncio.timeout(SLOW):
+                    self._see(await self._client.end_offsets(list(positions)), positions)
+        except (TransientError, IllegalStateError) as error:
+            log.warning("lag.unknown", error=str(error))
 
     async def _classify(self, batch: Batch) -> None:
         """Give every record its verdict; on a repeated attempt only those that had a bad one."""
@@ -342,9 +360,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _publish(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
         started = time.perf_counter()
-        await self._letters.publish(letters)
+        written = await self._letters.publish(letters)
+        self._metrics.letters_written(letter.reason for letter in written)
         batch.seconds["dead_letters"] += time.perf_counter() - started
-        for letter in letters:
+        for letter in written:
             log.warning(
                 "dead_letter.written",
                 id=letter.id,
@@ -356,6 +375,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         started = time.perf_counter()
         await self._commit_offsets(batch.offsets)
         batch.seconds["commit"] += time.perf_counter() - started
+        self._lag.finished(batch, self._fetched_ends())
 
     async def _commit_offsets(self, offsets: dict[TopicPartition, int]) -> None:
         """Commit, or let it go when the partitions are no longer ours: they come again."""
@@ -364,38 +384,44 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 async with asyncio.timeout(COMMIT_TIMEOUT):
                     await self._client.commit(offsets)
         except (CommitFailedError, IllegalStateError) as error:
+            self._metrics.committed("dropped")
             log.warning("commit.dropped", error=kafka.describe(error))
             return
+        except TransientError:
+            self._metrics.committed("failed")
+            raise
+        self._metrics.committed("done")
         self._committed.update(offsets)
+        self._lag.moved(offsets)
         self._progressed = time.monotonic()
+        self._metrics.progressed()
         self._watchdog.step()
 
     def _report(self, batch: Batch) -> None:
+        outcomes = pipeline.counts(batch.verdicts)
         mismatched = [
             f"{record.partition}/{record.offset}"
             for record, read in zip(batch.records, batch.reads, strict=True)
             if pipeline.key_differs(record, read)
         ]
-        reused = [v for v in batch.verdicts if isinstance(v, Outcome) and v.reused]
+        reused = sum(isinstance(v, Outcome) and v.reused for v in batch.verdicts)
+        self._metrics.batch_done(batch, outcomes, mismatched=len(mismatched), reused=reused)
         log.info(
             "batch.done",
             records=len(batch.records),
-            **pipeline.counts(batch.verdicts),
+            **outcomes,
             key_mismatches=len(mismatched),
-            reused_event_ids=len(reused),
-            lag=self._lag(),
+            reused_event_ids=reused,
+            lag=self._lag.records,
             **{f"{step}_s": round(seconds, 4) for step, seconds in batch.seconds.items()},
         )
         if mismatched:
             log.warning("batch.key_mismatch", records=len(mismatched), first=mismatched[0])
 
-    def _lag(self) -> int:
-        """Records that are known to be in the topic and not committed yet."""
-        return sum(
-            max(0, (self._client.last_stable_offset(tp) or 0) - offset)
-            for tp, offset in self._committed.items()
-            if tp in self._client.assignment()
-        )
+    def _fetched_ends(self) -> dict[TopicPartition, int]:
+        """Where the partitions end, as the last fetch said."""
+        ends = {tp: self._client.last_stable_offset(tp) for tp in self._client.assignment()}
+        return {tp: end for tp, end in ends.items() if end is not None}
 
     # --- nothing to do -----------------------------------------------------------------------
 
@@ -428,17 +454,19 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         try:
             with kafka.translated("asking for the end of the topic"):
                 async with asyncio.timeout(REQUEST_TIMEOUT):
-                    ends = await self._client.end_offsets(list(positions))
+                    ends = await self._client.end_offsets(list(positions) or self._any_partition())
         except (TransientError, IllegalStateError) as error:
-            self._held = str(error)
+            self._health.hold("broker", str(error))
             log.warning("poll.held", waiting_for=str(error))
             return
-        self._held = None
-        behind = sum(max(0, end - positions[tp]) for tp, end in ends.items())
+        self._health.release()
+        self._see(ends, positions)
+        behind = sum(max(0, ends[tp] - position) for tp, position in positions.items())
         unknown = len(self._client.assignment() - positions.keys())
         silent = time.monotonic() - self._progressed
         if not behind and not unknown:
             self._progressed = time.monotonic()
+            self._metrics.progressed()
         elif silent > self._stalled_after:
             raise StalledError(
                 f"the topic has {behind} more records and {unknown} partitions without a known "
@@ -446,22 +474,44 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 "fresh start"
             )
 
+    def _see(
+        self, ends: Mapping[TopicPartition, int], positions: Mapping[TopicPartition, int]
+    ) -> None:
+        """Note the ends of the partitions that are still ours, now that they are known."""
+        ours = positions.keys() & self._client.assignment()
+        self._lag.seen({tp: ends[tp] for tp in ours}, {tp: positions[tp] for tp in ours})
+
+    def _any_partition(self) -> list[TopicPartition]:
+        """One to ask for by a member that has none, to learn whether the brokers answer."""
+        return self._partitions()[:1]
+
+    def _partitions(self) -> list[TopicPartition]:
+        return [
+            TopicPartition(topic, partition)
+            for topic in self._client.subscription()
+            for partition in self._client.partitions_for_topic(topic) or ()
+        ]
+
     # --- rebalancing: called by aiokafka while the loop runs -----------------------------------
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Finish and commit the batch in flight within the budget, or abandon it."""
         if self._work is not None and not self._work.done():
-            budget = 0 if self._held else self._revoke_budget
+            budget = 0 if self._health.held else self._revoke_budget
             await asyncio.wait({self._work}, timeout=budget)
             self._abandoned = not self._work.done()
             await self._end_work()
         self._committed.clear()
+        self._lag.forget()
+        self._health.revoked()
         if revoked:
             log.info("partitions.revoked", partitions=sorted(tp.partition for tp in revoked))
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         self._abandoned = False
         self._progressed = time.monotonic()
+        self._lag.forget()
+        self._health.assigned(assigned, of=len(self._partitions()))
         if self._work is not None and not self._work.done():
             self._client.pause(*assigned)
         log.info("partitions.assigned", partitions=sorted(tp.partition for tp in assigned))

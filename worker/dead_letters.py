@@ -41,16 +41,18 @@ class DeadLetterTopic:
         finally:
             await topic._drop_producer()
 
-    async def publish(self, letters: Sequence[DeadLetter]) -> None:
+    async def publish(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """Write the letters and wait until every one is acknowledged by all replicas in sync.
 
+        Gives them as they were written: one that does not fit is cut, and is `too_large`.
         Raises TransientError when that takes too long, MisconfiguredError when it is not allowed;
         the letters may then be written or not, and are to be published again.
         """
+        written = [letter.fitted(self._max_bytes) for letter in letters]
         try:
             with kafka.translated(f"writing to {self._settings.dead_letter_topic}"):
                 async with asyncio.timeout(PUBLISH_TIMEOUT):
-                    await self._send(letters)
+                    await self._send(written)
         except MessageSizeTooLargeError:
             raise MisconfiguredError(
                 f"the dead-letter topic {self._settings.dead_letter_topic} refuses a letter that "
@@ -60,6 +62,7 @@ class DeadLetterTopic:
         except TransientError:
             await self._drop_producer()  # after a time-out its buffers cannot be trusted
             raise
+        return written
 
     async def close(self, tombstones: Sequence[Tombstone]) -> None:
         """Write the tombstones, each to its letter's partition, and wait as `publish` does."""

@@ -44,6 +44,7 @@ class Update:
     connector_id: str
     fields: Mapping[str, JsonValue]
     stamp: Stamp
+    occurred_at: float = 0.0  # Unix time, to measure delays; the stamp alone orders events
 
     @classmethod
     def from_event(cls, event: "SyncFinished") -> "Update":
@@ -51,7 +52,12 @@ class Update:
         fields = event.fields()
         digest = sha256(_json([event.connector_id, fields]).encode()).hexdigest()
         stamp = Stamp(event.at, event.rank, event.event_id, digest)
-        return cls(connector_id=event.connector_id, fields=fields, stamp=stamp)
+        return cls(
+            connector_id=event.connector_id,
+            fields=fields,
+            stamp=stamp,
+            occurred_at=event.occurred_at.timestamp(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,13 @@ class Settings(BaseSettings):
         le=86_400,
         description="Time without a step of the loop that ends the worker, seconds",
     )
+    health_host: Text = Field(
+        "127.0.0.1", description="Address at which health and metrics are served"
+    )
+    health_port: Port | None = Field(
+        None,
+        description="Port of /livez, /readyz and /metrics; without one they are not served",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log level that is written"
     )

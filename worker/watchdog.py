@@ -16,12 +16,17 @@ class Watchdog:
     """Counts completed steps of the loop: a poll, an attempt, a tick of a hold, a commit."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._last = time.monotonic()
         self._closed = threading.Event()
 
     def step(self) -> None:
         self._last = time.monotonic()
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the last step."""
+        return time.monotonic() - self._last
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -31,9 +36,9 @@ class Watchdog:
         self._closed.set()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self._seconds / 4)):
-            silent = time.monotonic() - self._last
-            if silent > self._seconds:
+        while not self._closed.wait(min(1.0, self.seconds / 4)):
+            silent = self.silent
+            if silent > self.seconds:
                 log.critical(
                     "watchdog.stalled",
                     seconds=round(silent, 1),
