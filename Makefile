@@ -14,10 +14,10 @@ IMAGE_EXTRAS = api elasticsearch postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow stack-test lint format bench docs lock clean
+.PHONY: help demo test test-slow container-test stack-test lint format bench docs lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp  ## the whole story in seconds, with an embedded broker and store
 	$(BIN)/last-sync demo
@@ -27,6 +27,11 @@ test: $(VENV)/dev.stamp  ## the tests, on a real Kafka (minutes)
 
 test-slow: $(VENV)/dev.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
+	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker $(BIN)/python -m pytest \
+		tests/integration/test_brokers.py tests/integration/test_consumer.py \
+		tests/test_postgres_servers.py $(PYTEST_FLAGS)
 
 stack-test: $(VENV)/dev.stamp  ## docker-compose.yml on a real engine: up, broken, down (minutes)
 	$(BIN)/python -m tests.stack
