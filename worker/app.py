@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from schemas.dead_letter import MIN_RECORD
-from worker import consumer, health_server, kafka, stores, topics
+from worker import consumer, extras, health_server, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import LastSyncError
@@ -25,7 +25,7 @@ from worker.metrics import Metrics
 from worker.open_letters import OpenLetter, OpenLetters
 from worker.pipeline import Origin
 from worker.replay import Edited, Replay, Result, Signature, apply_edited, close
-from worker.settings import Settings
+from worker.settings import Settings, tracing_wanted
 from worker.signals import stopping
 from worker.stores import (
     Connector,
@@ -58,6 +58,7 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
         stop = stack.enter_context(stopping())
         watchdog = stack.enter_context(Watchdog(settings.watchdog_seconds))
         health = Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop)
+        trace = await stack.enter_async_context(_tracing(settings))
         served = await _serve_health(stack, settings, health)
         store = await stack.enter_async_context(_open_store(settings))
         side = [*served, *(await _watch_store(stack, health, store) if served else [])]
@@ -68,6 +69,7 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
                 stop,
                 watchdog,
                 health=health,
+                trace=trace,
                 drain=drain,
                 topics_checked=topics_checked,
             ),
@@ -126,6 +128,21 @@ async def _watch_store(
 
     stack.push_async_callback(end)
     return [task]
+
+
+@asynccontextmanager
+async def _tracing(settings: Settings) -> AsyncIterator[consumer.Trace]:
+    """Tracing as the standard variables ask for it; without them its library is not imported."""
+    if not tracing_wanted():
+        yield nullcontext
+        return
+    extras.require("otel", "tracing (asked for by OTEL_…, turned off by OTEL_SDK_DISABLED=true)")
+    from worker import tracing  # noqa: PLC0415 - an extra
+
+    async with tracing.opened(
+        topic=settings.kafka_topic, group=settings.kafka_group_id, version=VERSION
+    ) as traced:
+        yield traced
 
 
 async def consume(

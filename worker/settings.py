@@ -161,6 +161,38 @@ def variable(field: str) -> str:
     return PREFIX + field.upper()
 
 
+def tracing_wanted() -> bool:
+    """Whether OpenTelemetry's own variables, most of which its library reads, ask for traces.
+
+    Raises MisconfiguredError for an exporter or a protocol that this program does not have.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    exporter, exporter_name = _otel("TRACES_EXPORTER")
+    endpoint, _ = _otel("EXPORTER_OTLP_TRACES_ENDPOINT", "EXPORTER_OTLP_ENDPOINT")
+    protocol, protocol_name = _otel("EXPORTER_OTLP_TRACES_PROTOCOL", "EXPORTER_OTLP_PROTOCOL")
+    if exporter == "none" or not (exporter or endpoint):
+        return False
+    for value, name, only in (
+        (exporter, exporter_name, "otlp"),
+        (protocol, protocol_name, "http/protobuf"),
+    ):
+        if value not in {"", only}:
+            raise MisconfiguredError(
+                f"{name}={value!r}: this worker exports traces by {only} alone; "
+                f"set {name}={only}, or OTEL_TRACES_EXPORTER=none for no traces"
+            )
+    return True
+
+
+def _otel(*names: str) -> tuple[str, str]:
+    """The first of these variables that is set, and its name."""
+    for name in (f"OTEL_{each}" for each in names):
+        if value := os.environ.get(name, "").strip():
+            return value, name
+    return "", ""
+
+
 def load(options: Mapping[str, Any] | None = None, *, also_known: Iterable[str] = ()) -> Settings:
     """The settings from options, environment and `.env`, in this order of precedence.
 
