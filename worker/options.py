@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -27,6 +27,7 @@ def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
     if info.default not in (None, ""):
         notes.append(f"default: {info.default}")
     text = f"{info.description}.  [{'; '.join(notes)}]"
+    values = [value for value in get_args(info.annotation) if isinstance(value, str)]
     return click.option(
         flag,
         field,
@@ -34,7 +35,20 @@ def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
         metavar=flag.strip("-").upper(),
         help=text,
         expose_value=True,
+        shell_complete=completed(values) if values else None,
     )
+
+
+def completed(
+    values: Iterable[str],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Offer these values to the shell; others are for the command to judge."""
+    known = list(values)
+
+    def matching(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+        return [value for value in known if value.startswith(typed)]
+
+    return matching
 
 
 def broker_settings(command: Decorated) -> Decorated:
