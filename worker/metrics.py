@@ -13,7 +13,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from schemas.reasons import REASONS
 from worker import pipeline
 from worker.batch import STEPS, Batch
-from worker.merge import Update
+from worker.merge import Outcome, Update
 
 Cause = Literal["store", "dead_letter_topic", "commit", "flood", "broker"]
 CommitResult = Literal["done", "dropped", "failed"]
@@ -53,6 +53,15 @@ class BatchHistogram:
         family = HistogramMetricFamily(self._name, self._text)
         family.add_metric([], buckets, total)
         yield family
+
+
+def _delays(batch: Batch, now: float) -> list[float]:
+    """Seconds from `occurred_at` until now of what was applied; a clock may be ahead of ours."""
+    return [
+        delay if (delay := now - read.occurred_at) > 0 else 0.0
+        for read, verdict in zip(batch.reads, batch.verdicts, strict=True)
+        if isinstance(verdict, Outcome) and verdict.name == "applied" and isinstance(read, Update)
+    ]
 
 
 def _bound(bound: float) -> str:
@@ -199,23 +208,17 @@ class Metrics:
         """Count a batch that is committed; `outcomes` are those of `pipeline.counts`."""
         for outcome in WITHOUT_LETTER:
             self._events.labels(outcome, "").inc(outcomes[outcome])
-        failed = [batch.verdicts[i] for i in batch.failures]
-        for key, n in Counter((pipeline.name(v), pipeline.reason(v)) for v in failed).items():
-            self._events.labels(*key).inc(n)
+        if sum(map(outcomes.__getitem__, WITHOUT_LETTER)) < len(batch.records):
+            failed = [batch.verdicts[i] for i in batch.failures]
+            for key, n in Counter((pipeline.name(v), pipeline.reason(v)) for v in failed).items():
+                self._events.labels(*key).inc(n)
         self._mismatches.inc(mismatched)
         self._reused.inc(reused)
         self._records.observe(len(batch.records))
         for step, seconds in batch.seconds.items():
             if seconds:
                 self._steps.labels(step).observe(seconds)
-        now = time.time()
-        self._delays.observe(
-            [
-                max(0.0, now - read.occurred_at)
-                for read, verdict in zip(batch.reads, batch.verdicts, strict=True)
-                if isinstance(read, Update) and pipeline.name(verdict) == "applied"
-            ]
-        )
+        self._delays.observe(_delays(batch, time.time()))
 
     def letters_written(self, reasons: Iterable[str]) -> None:
         for reason, n in Counter(reasons).items():

@@ -11,7 +11,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import (
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, Tracer
@@ -83,8 +88,9 @@ async def opened(*, topic: str, group: str, version: str) -> AsyncIterator[Batch
     """
     try:
         provider = TracerProvider(
-            resource=Resource({SERVICE_NAME: SERVICE, SERVICE_VERSION: version}).merge(
-                Resource.create()
+            # what the variables say beats our names
+            resource=Resource.create({SERVICE_NAME: SERVICE, SERVICE_VERSION: version}).merge(
+                OTELResourceDetector().detect()
             ),
             shutdown_on_exit=False,  # it waits for the collector
         )

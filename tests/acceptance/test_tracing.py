@@ -62,6 +62,12 @@ async def test_a_batch_is_one_span_linked_to_its_producers(
     assert all((each["traceparent"] or b"").startswith(b"00-" + TRACE.encode()) for each in headers)
 
 
+async def test_the_service_may_have_a_name_of_its_own(stack: Stack, collector: Collector) -> None:
+    await stack.kafka.produce(stack.topics.source, [Record(value=b"{}")])
+    await stack.drain(**collector.env, OTEL_SERVICE_NAME="stats-worker")
+    assert collector.resources[0]["service.name"] == "stats-worker"
+
+
 @pytest.mark.parametrize("env", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otlp"}])
 async def test_off_costs_no_import(stack: Stack, env: dict[str, str]) -> None:
     done = await stack.cli(
