@@ -73,6 +73,21 @@ async def test_the_live_check_imports_next_to_nothing(cli: Cli) -> None:
         assert heavy not in done.stderr
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "x", "²"])
+async def test_the_live_check_names_a_port_that_is_none(cli: Cli, port: str) -> None:
+    done = await cli("check", "--live", env={"LAST_SYNC_HEALTH_PORT": port})
+    assert done.exit_code == 3
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"last-sync: LAST_SYNC_HEALTH_PORT='{port}'")
+
+
+async def test_the_live_check_of_a_host_that_is_none_is_a_failure(cli: Cli) -> None:
+    env = {"LAST_SYNC_HEALTH_PORT": "1", "LAST_SYNC_HEALTH_HOST": "a..b"}
+    done = await cli("check", "--live", env=env)
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert "no answer from a..b port 1" in done.stdout
+
+
 STORE = ("--store", "sqlite:///last-sync.db")
 
 

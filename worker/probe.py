@@ -36,7 +36,7 @@ def _ask(host: str, port: int, path: str) -> Answer:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status == 200, answer.read().decode(errors="replace").strip()  # noqa: PLR2004
-    except (OSError, HTTPException) as error:
+    except (OSError, UnicodeError, HTTPException) as error:
         why = str(error) or type(error).__name__
         return False, f"no answer from {address} port {port}: {why}; is the worker running there?"
     finally:
