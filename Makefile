@@ -4,9 +4,10 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 # Settings of a person's pip that would change what is installed, or where.
-PIP := env -u PIP_FIND_LINKS -u PIP_NO_BINARY -u PIP_CONSTRAINT -u PIP_REQUIREMENT -u PIP_USER \
-	-u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_REQUIRE_HASHES -u PYTHONPATH -u PYTHONHOME \
-	$(BIN)/python -m pip --disable-pip-version-check --no-input
+CLEAN := env -u PIP_FIND_LINKS -u PIP_NO_BINARY -u PIP_CONSTRAINT -u PIP_REQUIREMENT -u PIP_USER \
+	-u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_REQUIRE_HASHES -u PYTHONPATH -u PYTHONHOME
+PIP_FLAGS := --disable-pip-version-check --no-input
+PIP := $(CLEAN) $(BIN)/python -m pip $(PIP_FLAGS)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
 # What the image can do: all but the demo, whose broker is a toy.
@@ -22,10 +23,10 @@ help:  ## list the targets
 demo: $(VENV)/demo.stamp  ## the whole story in seconds, with an embedded broker and store
 	$(BIN)/last-sync demo
 
-test: $(VENV)/dev.stamp  ## the tests, on a real Kafka (minutes)
+test: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests, on a real Kafka (minutes)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
 
-test-slow: $(VENV)/dev.stamp  ## the tests that take minutes each
+test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
@@ -57,9 +58,11 @@ lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer version
 	$(COMPILE) pyproject.toml requirements/build.in --extra demo -c requirements/dev.txt -o requirements/demo.txt
 	$(COMPILE) pyproject.toml $(IMAGE_EXTRAS:%=--extra %) -c requirements/dev.txt -o requirements/image.txt
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) requirements/elasticsearch-9.in -o requirements/elasticsearch-9.txt
+	cd tests/api/clients && PATH="$(CURDIR)/$(BIN):$$PATH" npm install --package-lock-only --silent
 
 clean:  ## forget the virtual environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) tests/api/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -79,4 +82,14 @@ $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@echo "installing requirements/dev.txt into $(VENV)"
 	@$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Elastic's clients beside the one that the worker uses: the next release, and JavaScript's.
+$(VENV)/clients.stamp: requirements/elasticsearch-9.txt tests/api/clients/package-lock.json | $(VENV)/dev.stamp
+	@echo "installing Elastic's other clients into $(VENV)/elasticsearch-9 and tests/api/clients"
+	@$(PYTHON) -m venv $(VENV)/elasticsearch-9
+	@$(CLEAN) $(VENV)/elasticsearch-9/bin/python -m pip $(PIP_FLAGS) install --quiet --require-hashes \
+		-r requirements/elasticsearch-9.txt
+	@PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --prefix tests/api/clients --ignore-scripts --no-audit \
+		--no-fund --silent
 	@touch $@

@@ -97,6 +97,7 @@ OPTIONS = """\
 
 # What a code means for one command, where the table above does not say enough.
 EXIT_CODES = {
+    "api": "0 when it was told to stop",
     "check": "0 when all is well, 3 with a bad verdict; with `--live`, 1 when it is not live",
     "connectors add": "0 also for connectors that were registered before",
     "connectors delete": "1 when one of them was not registered; the others are deleted",

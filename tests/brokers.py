@@ -317,7 +317,7 @@ class DockerBroker(Broker):
         )
 
     def _environment(self) -> dict[str, str]:
-        configuration = self._configuration(bind="0.0.0.0", data="/tmp/kafka-data")  # noqa: S104  a container's own network
+        configuration = self._configuration(bind="0.0.0.0", data="/tmp/kafka-data")
         names = {
             name: "KAFKA_" + name.replace("_", "__").replace("-", "___").replace(".", "_").upper()
             for name in configuration

@@ -52,7 +52,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.config.stash[BROKERS] = find_brokers(environ, say)
         except NoBrokerError as error:
             session.config.stash[BROKERS] = error
-    places = wanted & {"databases", "place"} and not given_postgres(environ)
+    places = wanted & {"databases", "place", "sql_store_url"} and not given_postgres(environ)
     if "postgres_servers" in wanted or places:
         try:
             session.config.stash[POSTGRES] = find_postgres(environ, say)
@@ -167,6 +167,15 @@ def empty_database(databases: Databases) -> Iterator[str]:
     url = databases.create()
     yield url
     databases.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def sql_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name an empty store of each kind that can be served."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    url: str = request.getfixturevalue("database")
+    return url
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What each command needs, with how it is called, and why.
 NEEDS: dict[str, list[tuple[str, ...]]] = {
+    "api": [("api", "--store", "sqlite:///a.db")],
     "demo": [("demo",)],
     "elasticsearch": [
         ("connectors", "list", "--store", "elasticsearch+http://localhost"),

@@ -23,6 +23,7 @@ from worker.merge import (
     deleted,
     fold,
     fold_batch,
+    put,
     register_batch,
     registered,
 )
@@ -54,6 +55,56 @@ def states(history: Sequence[Update]) -> State:
     state, _ = fold(NEW, history)
     assert state is not None
     return state
+
+
+# Requests to the API
+
+puts = st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(["y", 2]), min_size=1)
+
+
+@given(batches, puts, st.integers(0, 6))
+def test_a_put_wins_over_every_event_before_it(
+    history: list[Update], fields: dict[str, Any], now: int
+) -> None:
+    before = states(history)
+    after, changed = put(before, "c", fields, now)
+    assert after.fields == {**before.fields, **fields}
+    assert changed == (after.fields != before.fields)
+    untouched = before.stamps.keys() - fields.keys()
+    assert {name: after.stamps[name] for name in untouched} == {
+        name: before.stamps[name] for name in untouched
+    }
+    assert fold(after, history)[0] is after
+
+
+@given(batches, puts, st.integers(0, 6), updates)
+def test_a_later_event_wins_over_a_put(
+    history: list[Update], fields: dict[str, Any], now: int, late: Update
+) -> None:
+    after, _ = put(states(history), "c", fields, now)
+    latest = max(stamp.at for stamp in after.stamps.values())
+    late = replace(late, stamp=late.stamp._replace(at=latest + 1))
+    state, (outcome,) = fold(after, [late])
+    assert state is not None
+    assert outcome.name == "applied"
+    assert state.fields.items() >= late.fields.items()
+
+
+def test_a_put_is_not_before_now_and_each_is_later_than_the_one_before() -> None:
+    first, _ = put(NEW, "c", {"last_sync_status": "error"}, 7)
+    second, changed = put(first, "c", {"last_sync_status": "error"}, 7)
+    assert not changed
+    assert [state.stamps["last_sync_status"].at for state in (first, second)] == [7, 8]
+
+
+def test_an_empty_put_touches_nothing() -> None:
+    assert put(NEW, "c", {}, 7) == (NEW, False)
+
+
+def test_a_put_merges_the_cursor_key_by_key() -> None:
+    state = states([update(sync_cursor={"a": {"b": 1, "c": [1]}, "d": {"e": 1}})])
+    after, _ = put(state, "c", {"sync_cursor": {"a": {"c": [2]}, "d": 2}}, 7)
+    assert after.fields["sync_cursor"] == {"a": {"b": 1, "c": [2]}, "d": 2}
 
 
 # Outcomes

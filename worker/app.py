@@ -19,7 +19,7 @@ from schemas.dead_letter import MIN_RECORD
 from worker import consumer, extras, health_server, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
-from worker.errors import LastSyncError
+from worker.errors import LastSyncError, MisconfiguredError
 from worker.health import Health
 from worker.metrics import Metrics
 from worker.open_letters import OpenLetter, OpenLetters
@@ -395,6 +395,25 @@ async def edit(
         return await apply_edited(
             letter, edited, store, topic, signature=signature, other_stores=other_stores
         )
+
+
+async def api(settings: Settings) -> None:
+    """Serve the connector API over a SQL store until told to stop."""
+    extras.require("api", "the API")
+    from worker.api.server import application  # noqa: PLC0415 - the extra `api`
+    from worker.api.serving import serve  # noqa: PLC0415
+    from worker.stores.sql import SqlStore  # noqa: PLC0415 - commands without a store do without
+
+    with stopping() as stop:
+        async with _open_store(settings) as store:
+            if not isinstance(store, SqlStore):
+                raise MisconfiguredError(
+                    "the API keeps its connectors in a SQL store: set LAST_SYNC_STORE_URL to"
+                    " sqlite:///path or postgresql://user@host/database"
+                )
+            app = application(store, settings.api_keys)
+            await serve(app, settings.api_host, settings.api_port, stop)
+    log.info("api.stopped")
 
 
 async def upgrade_store(settings: Settings) -> str:

@@ -74,6 +74,17 @@ def run(*, drain: bool, **given: Any) -> None:
     run_async(app.run(loaded(given), drain=drain))
 
 
+@cli.command(epilog=example("last-sync api --store sqlite:///last-sync.db"))
+@store_setting
+@setting("--host", "api_host")
+@setting("--port", "api_port")
+@setting("--log-level", "log_level")
+@setting("--log-format", "log_format")
+def api(**given: Any) -> None:
+    """Serve Elasticsearch's connector API over the store, until stopped."""
+    run_async(app.api(loaded(given)))
+
+
 @cli.command(
     epilog=example("last-sync check --store sqlite:///last-sync.db\nlast-sync check --live")
 )

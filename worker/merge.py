@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from uuid import uuid4
 
 from pydantic import JsonValue
 
@@ -18,11 +19,16 @@ from schemas.last_sync import LAST_SYNC_FIELDS
 if TYPE_CHECKING:
     from schemas.sync_finished import SyncFinished
 
+PUT_RANK = 1  # its time decides: it is later than all that it takes the place of
 RESET_RANK = 5  # above every status, so that a reset beats the events of its own microsecond
 
 _json = json.JSONEncoder(
     ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False
 ).encode
+
+
+def _digest(connector_id: str, fields: Mapping[str, JsonValue]) -> str:
+    return sha256(_json([connector_id, fields]).encode()).hexdigest()
 
 
 class Stamp(NamedTuple):
@@ -50,7 +56,7 @@ class Update:
     def from_event(cls, event: "SyncFinished") -> "Update":
         """Stamp the event's fields; equal content gives an equal digest, whatever its framing."""
         fields = event.fields()
-        digest = sha256(_json([event.connector_id, fields]).encode()).hexdigest()
+        digest = _digest(event.connector_id, fields)
         stamp = Stamp(event.at, event.rank, event.event_id, digest)
         return cls(
             connector_id=event.connector_id,
@@ -202,3 +208,36 @@ def delete_batch(
         if before is not None and live:
             changed[connector_id] = deleted(before, now)
     return changed, answers
+
+
+def put(
+    state: State, connector_id: str, fields: Mapping[str, JsonValue], now: int
+) -> tuple[State, bool]:
+    """Set fields of a live connector whatever its stamps, as a request to Elasticsearch's API does.
+
+    The new stamp is later than those it takes the place of, and not before `now` (microseconds
+    since the epoch): events from before lose, later ones win. Also tells whether a value changed.
+    """
+    if not fields:
+        return state, False
+    given = dict(fields)
+    if "sync_cursor" in given:
+        given["sync_cursor"] = _merged(state.fields.get("sync_cursor"), given["sync_cursor"])
+    held = [state.stamps[field].at for field in given if field in state.stamps]
+    at = max([now, *(each + 1 for each in held)])
+    stamp = Stamp(at, PUT_RANK, f"put {uuid4()}", _digest(connector_id, given))
+    changed = any(
+        field not in state.fields or _json(state.fields[field]) != _json(value)
+        for field, value in given.items()
+    )
+    after = State(
+        fields={**state.fields, **given}, stamps={**state.stamps, **dict.fromkeys(given, stamp)}
+    )
+    return after, changed
+
+
+def _merged(old: JsonValue, new: JsonValue) -> JsonValue:
+    """As Elasticsearch updates an object: key by key, at every depth."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}

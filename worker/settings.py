@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,6 +33,13 @@ def _servers(text: str) -> str:
 
 
 Servers = Annotated[str, AfterValidator(_servers)]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Settings(BaseSettings):
@@ -96,6 +104,13 @@ class Settings(BaseSettings):
     kafka_ssl_check_hostname: bool = Field(
         True, description="Require the broker's certificate to name its host"
     )
+    api_host: Text = Field(
+        "127.0.0.1", description="Address that the API listens on; others than loopback need keys"
+    )
+    api_port: Port = Field(8080, description="Port that the API listens on")
+    api_key: SecretStr | None = Field(
+        None, description="Keys that callers of the API may use, comma-separated"
+    )
     batch_size: int = Field(500, ge=1, le=10_000, description="Most records in one batch")
     flood_window: int = Field(
         1_000, ge=1, le=1_000_000, description="Last events that the flood breaker looks at"
@@ -137,6 +152,25 @@ class Settings(BaseSettings):
     @property
     def dead_letter_topic(self) -> str:
         return self.kafka_dead_letter_topic or f"{self.kafka_topic}.dlq"
+
+    @property
+    def api_keys(self) -> list[str]:
+        given = self.api_key.get_secret_value() if self.api_key else ""
+        return [key.strip() for key in given.split(",") if key.strip()]
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
+            raise ValueError(
+                f"{variable('api_key')}: a key has to be printable ASCII without spaces,"
+                " for it travels in a header"
+            )
+        if not self.api_keys and not _is_loopback(self.api_host):
+            raise ValueError(
+                f"{variable('api_host')}='{self.api_host}' lets other hosts in: "
+                f"set {variable('api_key')} to one or more keys, or listen on 127.0.0.1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _topics_differ(self) -> Self:

@@ -19,6 +19,28 @@ class Connector:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a caller of Elasticsearch's connector API says of a connector that it registers."""
+
+    index_name: str | None = None
+    name: str | None = None
+    description: str | None = None
+    service_type: str | None = None
+    language: str | None = None
+    is_native: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which connectors to list: those that every filter given lets through."""
+
+    index_names: Sequence[str] = ()
+    names: Sequence[str] = ()
+    service_types: Sequence[str] = ()
+    text: str = ""  # somewhere in index name, name or description; with `*` and `?`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """A place where what people see is not what the events say."""
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from schemas.last_sync import LAST_SYNC_TIMES
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, STORE, Row
+from worker.stores.rows import CONNECTORS, STATE, STORE, Row
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 OPEN_TIMEOUT = 3.5  # seconds
@@ -64,9 +64,7 @@ _MISCONFIGURED = {
 _REJECTED = ("22", "23")
 
 _TIMES = [
-    place
-    for place, column in enumerate(CONNECTORS.c)
-    if column.name in {*LAST_SYNC_TIMES, "deleted_at"}
+    place for place, column in enumerate(STATE) if column.name in {*LAST_SYNC_TIMES, "deleted_at"}
 ]
 
 
@@ -108,6 +106,7 @@ def _dialect(url: str) -> Dialect:
         insert=insert,
         has_id=CONNECTORS.c.id == any_(bindparam("ids", type_=ARRAY(TEXT()))),
         ids=list,
+        then=".*{}",
         sent=_sent,
         received=_received,
         errors=lambda: translated(url),

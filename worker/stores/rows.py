@@ -11,15 +11,17 @@ stamp is later than the reset's and stayed.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import BigInteger, Column, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, MetaData, Table, Text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
 from schemas.last_sync import LAST_SYNC_FIELDS, LAST_SYNC_TIMES
 from worker.merge import RESET_RANK, Stamp, State
+from worker.stores.base import Registration
 
 # SQLite keeps as text what PostgreSQL has types for, and compares text by code point anyway.
 ID = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -43,11 +45,17 @@ CONNECTORS = Table(
     *(Column(field, _TYPES.get(field, Text())) for field in LAST_SYNC_FIELDS),
     Column("stamps", JSON, nullable=False),
     Column("deleted_at", TIME),
+    *(
+        Column(field.name, Boolean() if field.name == "is_native" else ID)
+        for field in fields(Registration)
+    ),
 )
+REGISTRATION = [CONNECTORS.c[field.name] for field in fields(Registration)]
+STATE = [column for column in CONNECTORS.c if column not in set(REGISTRATION)]
 
-Row = Sequence[Any]  # values in the order of the table's columns, times as UTC text
+Row = Sequence[Any]  # values in the order of STATE, times as UTC text
 
-_PLACES = {column.name: place for place, column in enumerate(CONNECTORS.c)}
+_PLACES = {column.name: place for place, column in enumerate(STATE)}
 
 
 def row_of(connector_id: str, state: State, deleted_at: str | None) -> Row:
@@ -57,7 +65,7 @@ def row_of(connector_id: str, state: State, deleted_at: str | None) -> Row:
 
 
 def state_of(row: Row) -> State:
-    """Read the state back from a row with all columns of the table."""
+    """Read the state back from a row that begins with the columns of STATE."""
     kept = from_json(row[_PLACES["stamps"]])
     present: list[str] = []
     stamps: dict[str, Stamp] = {}

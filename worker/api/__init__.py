@@ -1,0 +1,1 @@
+"""Elasticsearch's connector API, served over the SQL stores."""

@@ -1,0 +1,456 @@
+"""The server's door: one request in, one answer out, both as Elasticsearch has them."""
+
+import asyncio
+import hmac
+import json
+import secrets
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import structlog
+from pydantic import JsonValue
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from schemas.last_sync import LAST_SYNC_TIMES
+from worker.api import media_types, requests
+from worker.api.errors import ElasticError, illegal_argument, not_valid, suggestion
+from worker.api.openapi import DOCUMENT, PAGE
+from worker.errors import LastSyncError, TransientError
+from worker.stores.base import Connector, Registration, Wanted
+from worker.stores.sql import IndexNameTakenError, RejectedError, SqlStore
+
+MAX_BODY = 1024 * 1024  # bytes, also after decompression
+BODY_TIMEOUT = 30.0  # seconds
+PAGE_SIZE = 100
+MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
+EVERYWHERE = frozenset({"pretty", "human", "error_trace", "filter_path", "format"})
+FLAGS = ("pretty", "human", "error_trace", "include_deleted", "hard", "delete_sync_jobs")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")  # the order in which they are listed
+VERSION = "9.5.0"  # the release whose answers are given here
+INDEX = ".elastic-connectors-v1"  # where Elasticsearch keeps its connectors
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A request that has been read."""
+
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+
+    def flag(self, name: str) -> bool:
+        value = self.query.get(name, "false")
+        if value not in {"", "true", "false"}:
+            raise illegal_argument(
+                f"Failed to parse value [{value}] as only [true] or [false] are allowed."
+            )
+        return value != "false"
+
+    def number(self, name: str, default: int) -> int:
+        if name not in self.query:
+            return default
+        text = self.query[name]
+        try:
+            number = int(text) if text.isascii() else None
+        except ValueError:
+            number = None
+        if number is None or abs(number) >= 2**31:
+            raise illegal_argument(
+                f"Failed to parse int parameter [{name}] with value [{text}]",
+                ("number_format_exception", f'For input string: "{text}"'),
+            )
+        if number < 0:
+            raise illegal_argument(f"Parameter [{name}] cannot be negative but was [{number}]")
+        return number
+
+    def names(self, name: str) -> list[str]:
+        return [each for each in self.query.get(name, "").split(",") if each]
+
+    def refuse_unknown(self, *known: str) -> None:
+        names = EVERYWHERE | set(known)
+        unknown = sorted(set(self.query) - names)
+        if unknown:
+            listed = ", ".join(
+                f"[{name}]" + suggestion(name, names).replace(" did", " -> did", 1)
+                for name in unknown
+            )
+            plural = "s" if len(unknown) > 1 else ""
+            raise illegal_argument(
+                f"request [{self.path}] contains unrecognized parameter{plural}: {listed}"
+            )
+        for name in FLAGS:
+            self.flag(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    status: int = 200
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[..., Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Answers requests from a store. Without `keys` it lets everybody in."""
+
+    store: SqlStore
+    keys: Sequence[str] = ()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        pretty = "pretty" in request.query_params and request.query_params["pretty"] != "false"
+        media_type = media_types.JSON
+        try:
+            media_type = media_types.answered(request.headers)
+            answer = await self._answer(request)
+        except ClientDisconnect:
+            return
+        except ElasticError as error:
+            answer = Answer(status=error.status, body=error.body(), headers=error.headers)
+        except RejectedError as error:
+            refused = ElasticError(400, "document_parsing_exception", str(error))
+            answer = Answer(status=400, body=refused.body())
+        except LastSyncError as error:
+            log.warning("api.store_away", text=str(error))
+            answer = Answer(status=503, body=_AWAY.body())
+        except Exception:
+            log.exception("api.failed", method=request.method, path=scope["path"])
+            answer = Answer(status=500, body=_FAILED.body())
+        if isinstance(answer.body, str):
+            response: Response = HTMLResponse(answer.body)
+        else:
+            response = _response(answer, media_type, pretty=pretty)
+        if request.method == "HEAD":
+            response.body = b""
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Answer:
+        """Nothing of a body is read before its sender is let in."""
+        uri = request.scope["raw_path"].decode()
+        if request.url.query:
+            uri += f"?{request.url.query}"
+        handlers, names = self._route(request.scope["raw_path"])
+        handler = handlers.get(request.method)
+        if handler not in _OPEN:
+            self._admit(request, uri)
+        if handler is None:
+            return _unhandled(uri, request.method, handlers)
+        raw = await _read(request)
+        if raw:
+            media_types.refuse_disagreeing(request.headers)
+        if raw and (problem := media_types.refuse_unreadable(request.headers)):
+            return Answer(status=406, body={"error": problem, "status": 406})
+        query = dict(parse_qsl(request.url.query, keep_blank_values=True))
+        return await handler(self, Call(path=request.scope["path"], query=query, body=raw), *names)
+
+    def _route(self, raw_path: bytes) -> tuple[Mapping[str, Handler], list[str]]:
+        """What the path answers, by method, and the names in it; nothing where it is unknown."""
+        try:
+            path = [unquote_to_bytes(part).decode() for part in raw_path.rstrip(b"/").split(b"/")]
+        except UnicodeDecodeError:
+            raise illegal_argument("the path is not UTF-8") from None
+        match path[1:]:
+            case ["_connector", id_, "_last_sync"]:
+                return {"PUT": Door.last_sync}, [id_]
+            case ["_connector", id_]:
+                return {"GET": Door.get, "PUT": Door.put, "DELETE": Door.delete}, [id_]
+            case [name] if name in _FIXED:
+                return _FIXED[name], []
+            case []:
+                return {"GET": Door.info, "HEAD": Door.info}, []
+        return {}, []
+
+    def _admit(self, request: Request, uri: str) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        offered = given.strip().encode() if scheme.lower() == "apikey" else b""
+        # Each is compared, and in constant time: how long it takes tells nothing about the keys.
+        known = [hmac.compare_digest(offered, key.encode()) for key in self.keys]
+        if self.keys and not any(known):
+            missing = "authorization" not in request.headers
+            reason = (
+                f"missing authentication credentials for REST request [{uri}]"
+                if missing
+                else f"unable to authenticate with the given credentials for REST request [{uri}]"
+            )
+            challenge = {"WWW-Authenticate": "ApiKey"}
+            raise ElasticError(
+                401, "security_exception", reason, more={"header": challenge}, headers=challenge
+            )
+
+    # --- the API -------------------------------------------------------------------------------
+
+    async def last_sync(self, call: Call, id_: str) -> Answer:
+        """Set last-sync stats: `PUT /_connector/{id}/_last_sync`."""
+        if not call.body:
+            raise ElasticError(400, "parse_exception", "request body is required")
+        fields = requests.storable(requests.last_sync(requests.parsed(call.body)))
+        call.refuse_unknown()
+        if not id_:
+            raise not_valid('[connector_id] cannot be [null] or [""].')
+        missing = ElasticError(
+            404,
+            "document_missing_exception",
+            f"[{id_}]: document missing",
+            more={"index_uuid": self.store.store_id, "shard": "0", "index": INDEX},
+        )
+        if not requests.possible(id_):
+            requests.refuse_long(id_)
+            raise missing
+        changed = await self.store.put_last_sync(id_, fields)
+        if changed is None:
+            raise missing
+        return Answer(body={"result": "updated" if changed else "noop"})
+
+    async def put(self, call: Call, id_: str = "") -> Answer:
+        """Register a connector under an id, or replace it; without an id it is given one."""
+        registration = _registration(call)
+        call.refuse_unknown()
+        id_ = id_ or secrets.token_urlsafe(15)
+        try:
+            new = await self.store.register(requests.identifier(id_), registration)
+        except IndexNameTakenError:
+            reason = f"Index name [{registration.index_name}] is used by another connector."
+            raise ElasticError(400, "status_exception", reason) from None
+        result = "created" if new else "updated"
+        return Answer(status=201 if new else 200, body={"id": id_, "result": result})
+
+    async def get(self, call: Call, id_: str) -> Answer:
+        call.refuse_unknown("include_deleted")
+        found = await self.store.registration(id_) if requests.possible(id_) else None
+        if found is None:
+            raise _not_found(id_)
+        return Answer(body=document(*found))
+
+    async def delete(self, call: Call, id_: str) -> Answer:
+        call.refuse_unknown("hard", "delete_sync_jobs")
+        if not requests.possible(id_) or not (await self.store.delete([id_]))[0]:
+            raise _not_found(id_)
+        return Answer(body={"acknowledged": True})
+
+    async def connectors(self, call: Call) -> Answer:
+        """List connectors, sorted by index name: `GET /_connector`."""
+        start, size = call.number("from", 0), call.number("size", PAGE_SIZE)
+        call.refuse_unknown(*_LISTING)
+        if start + size > MAX_WINDOW:
+            raise illegal_argument(
+                "Result window is too large, from + size must be less than or equal to:"
+                f" [{MAX_WINDOW}] but was [{start + size}]"
+            )
+        if any("\0" in text for text in call.query.values()):  # which no store can hold
+            return Answer(body={"count": 0, "results": []})
+        wanted = Wanted(
+            index_names=call.names("index_name"),
+            names=call.names("connector_name"),
+            service_types=call.names("service_type"),
+            text=call.query.get("query", ""),
+        )
+        count, found = await self.store.registrations(wanted, start, size)
+        return Answer(body={"count": count, "results": [document(*each) for each in found]})
+
+    async def info(self, call: Call) -> Answer:
+        call.refuse_unknown()
+        version = {"number": VERSION, "build_flavor": "last-sync", "build_type": "python"}
+        return Answer(
+            body={
+                "name": "last-sync",
+                "cluster_name": "last-sync",
+                "cluster_uuid": self.store.store_id,
+                "version": version,
+                "tagline": "You Know, for Search",
+            }
+        )
+
+    # --- beside it -----------------------------------------------------------------------------
+
+    async def health(self, _: Call) -> Answer:
+        """Say 200 while the store answers, 503 while it does not; needs no key."""
+        try:
+            await self.store.describe()
+        except TransientError as error:
+            log.warning("api.store_away", text=str(error))
+            return Answer(status=503, body={"status": "store unreachable"})
+        return Answer(body={"status": "ok"})
+
+    async def openapi(self, _: Call) -> Answer:
+        return Answer(body=DOCUMENT)
+
+    async def page(self, _: Call) -> Answer:
+        return Answer(body=PAGE)
+
+
+_FIXED: Mapping[str, Mapping[str, Handler]] = {
+    "_connector": {"GET": Door.connectors, "POST": Door.put, "PUT": Door.put},
+    "_health": {"GET": Door.health},
+    "openapi.json": {"GET": Door.openapi},
+    "docs": {"GET": Door.page},
+}
+_OPEN = {Door.health, Door.openapi, Door.page}
+_LISTING = (
+    "from",
+    "size",
+    "index_name",
+    "connector_name",
+    "service_type",
+    "query",
+    "include_deleted",
+)
+_LAST = {"Connection": "close"}
+_AWAY = ElasticError(
+    503, "no_shard_available_action_exception", "the connector store is away: try again later"
+)
+_FAILED = ElasticError(500, "exception", "the server failed; its log says why")
+
+
+def application(store: SqlStore, keys: Sequence[str] = ()) -> ASGIApp:
+    return GZipMiddleware(Door(store=store, keys=keys), minimum_size=1024)
+
+
+async def _read(request: Request) -> bytes:
+    """The body, decompressed. What is left unread of it, the server drops."""
+    chunks, size = [], 0
+    if int(request.headers.get("content-length", "0")) > MAX_BODY:
+        raise _too_long(request)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_BODY:
+                    raise _too_long(request)
+    except TimeoutError:
+        reason = f"the body did not arrive within {BODY_TIMEOUT:g} s"
+        raise ElasticError(408, "timeout_exception", reason, headers=_LAST) from None
+    return _decompressed(b"".join(chunks), request)
+
+
+def _decompressed(body: bytes, request: Request) -> bytes:
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity" or not body:
+        return body
+    if encoding != "gzip":
+        raise ElasticError(
+            415, "status_exception", f"Content-Encoding [{encoding}] is not supported"
+        )
+    reader = zlib.decompressobj(wbits=31)  # the format of gzip
+    try:
+        body = reader.decompress(body, MAX_BODY + 1)
+    except zlib.error:
+        raise _not_gzip() from None
+    if len(body) > MAX_BODY:
+        raise _too_long(request)
+    if not reader.eof:
+        raise _not_gzip()
+    return body
+
+
+def _not_gzip() -> ElasticError:
+    return illegal_argument("the body is not gzip, as its Content-Encoding says")
+
+
+def _too_long(request: Request) -> ElasticError:
+    reason = f"the body is longer than {MAX_BODY} bytes"
+    # A client that asked whether to send the body may do so or not: nothing can follow it.
+    headers = _LAST if "expect" in request.headers else {}
+    return ElasticError(413, "content_too_long_exception", reason, headers=headers)
+
+
+def _response(answer: Answer, media_type: str, *, pretty: bool) -> Response:
+    headers = {
+        "X-Elastic-Product": "Elasticsearch",
+        "content-type": media_type,
+        **answer.headers,
+    }
+    if answer.body is None:
+        return Response(status_code=answer.status, headers=headers)
+    if pretty:
+        text = json.dumps(answer.body, ensure_ascii=False, indent=2, separators=(",", " : ")) + "\n"
+    else:
+        text = json.dumps(answer.body, ensure_ascii=False, separators=(",", ":"))
+    encoded = text.encode("utf-8", "backslashreplace")
+    return Response(encoded, answer.status, headers)
+
+
+def _unhandled(uri: str, method: str, handlers: Mapping[str, Handler]) -> Answer:
+    allowed = sorted(handlers, key=METHODS.index)
+    headers = {"allow": ",".join(allowed)} if allowed else {}
+    if method == "OPTIONS":
+        return Answer(headers=headers)
+    if not allowed:
+        text = f"no handler found for uri [{uri}] and method [{method}]"
+        return Answer(status=400, body={"error": text})
+    text = (
+        f"Incorrect HTTP method for uri [{uri}] and method [{method}],"
+        f" allowed: [{', '.join(allowed)}]"
+    )
+    return Answer(status=405, body={"error": text, "status": 405}, headers=headers)
+
+
+def _registration(call: Call) -> Registration:
+    registration = (
+        requests.registration(requests.parsed(call.body)) if call.body else Registration()
+    )
+    for name, value in asdict(registration).items():
+        if problem := requests.unstorable(value):
+            raise requests.failed(requests.REGISTER, name, problem)
+    return registration
+
+
+def _not_found(id_: str) -> ElasticError:
+    return ElasticError(404, "resource_not_found_exception", f"connector [{id_}] not found")
+
+
+def document(connector: Connector, registration: Registration) -> dict[str, JsonValue]:
+    """A connector as Elasticsearch prints it."""
+    return {
+        "id": connector.id,
+        "configuration": {},
+        "custom_scheduling": {},
+        "description": registration.description,
+        "filtering": [{"domain": "DEFAULT", "active": _rules(), "draft": _rules()}],
+        "index_name": registration.index_name,
+        "is_native": bool(registration.is_native),
+        "language": registration.language,
+        "name": registration.name or "",
+        "scheduling": {
+            kind: {"enabled": False, "interval": "0 0 0 * * ?"}
+            for kind in ("access_control", "full", "incremental")
+        },
+        "service_type": registration.service_type,
+        "status": "needs_configuration" if registration.is_native else "created",
+        "sync_now": False,
+        **{name: _printed(name, value) for name, value in sorted(connector.fields.items())},
+    }
+
+
+def _rules() -> dict[str, JsonValue]:
+    rule: dict[str, JsonValue] = {
+        "field": "_",
+        "id": "DEFAULT",
+        "order": 0,
+        "policy": "include",
+        "rule": "regex",
+        "value": ".*",
+    }
+    return {
+        "advanced_snippet": {"value": {}},
+        "rules": [rule],
+        "validation": {"errors": [], "state": "valid"},
+    }
+
+
+def _printed(name: str, value: JsonValue) -> JsonValue:
+    """Times with three digits where that is all there is: `…08.231Z`."""
+    if name in LAST_SYNC_TIMES and isinstance(value, str) and value.endswith("000Z"):
+        return f"{value[:-4]}Z"
+    return value
