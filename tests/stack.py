@@ -215,8 +215,10 @@ def keeps_its_data(stack: Stack) -> None:
 
 
 def streams_the_demo(stack: Stack) -> None:
+    stack.cli("connectors", "delete", "old-intranet")
     stack.up(profiles=("demo",))
-    until(lambda: stack.indexed("team-drives") is not None, "the publisher's events arrive")
+    syncing = ("intranet", "mail-archive", "support-tickets", "team-drives")
+    until(lambda: any(map(stack.indexed, syncing)), "the publisher's events arrive")
     until(lambda: stack.cli("dlq", "list", "--json"), "and some are dead letters")
 
 

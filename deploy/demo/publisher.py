@@ -4,6 +4,7 @@ Eight connectors sync over and over; one that nobody registered, a misspelt stat
 delivered twice come up now and then. Each round is one call of `last-sync publish`.
 """
 
+import itertools
 import json
 import os
 import random
@@ -61,9 +62,9 @@ def event(connector: str, job: Event) -> Event:
 def rounds() -> Iterator[list[Event]]:
     running = {connector: jobs(connector) for connector in CONNECTORS}
     forgotten = jobs(FORGOTTEN)
-    while True:
+    for number in itertools.count():
         events = [next(running[name]) for name in random.sample(CONNECTORS, AT_ONCE)]
-        if random.random() < FORGETS:
+        if number == 0 or random.random() < FORGETS:  # there is a letter to look at from the start
             events.append(next(forgotten))
         if random.random() < MISSPELLS:
             events[0]["job"]["status"] = events[0]["job"]["status"].capitalize()
