@@ -75,6 +75,18 @@ async def test_without_extras_sqlite_works(bare: Cli) -> None:
     assert (added.exit_code, added.stdout) == (0, "a: registered\n")
 
 
+def test_no_driver_is_imported_before_a_store_is_opened() -> None:
+    show = [sys.executable, "-c", "import sys, worker.cli; print(*sys.modules)"]
+    shown = subprocess.run(show, check=True, timeout=30, capture_output=True, text=True)
+    drivers = {
+        "aiosqlite",
+        "alembic",
+        "sqlalchemy",
+        *(name for each in MODULES.values() for name in each),
+    }
+    assert not drivers & set(shown.stdout.split())
+
+
 def test_every_extra_is_known_by_the_modules_that_it_brings() -> None:
     assert set(MODULES) == set(PROJECT["optional-dependencies"])
 
