@@ -10,13 +10,15 @@ PIP_FLAGS := --disable-pip-version-check --no-input
 PIP := $(CLEAN) $(BIN)/python -m pip $(PIP_FLAGS)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(LOCK_FLAGS)
+# What the image can do: all but the demo, whose broker is a toy.
+IMAGE_EXTRAS = api elasticsearch otel postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint format bench docs lock clean
+.PHONY: help demo test test-slow container-test stack-test lint format bench docs lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp  ## the whole story in seconds, with an embedded broker and store
 	$(BIN)/last-sync demo
@@ -26,6 +28,14 @@ test: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests, on a real Kafka (mi
 
 test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
+	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker $(BIN)/python -m pytest \
+		tests/integration/test_brokers.py tests/integration/test_consumer.py \
+		tests/test_postgres_servers.py $(PYTEST_FLAGS)
+
+stack-test: $(VENV)/dev.stamp  ## docker-compose.yml on a real engine: up, broken, down (minutes)
+	$(BIN)/python -m tests.stack
 
 lint: $(VENV)/dev.stamp  ## style and types
 	$(BIN)/ruff check
@@ -42,12 +52,12 @@ bench: $(VENV)/dev.stamp  ## drain 100,000 events beside a loop that only fetche
 docs: $(VENV)/dev.stamp  ## write the generated documents again
 	$(BIN)/python -m docs.generate
 
-# Without constraints of each other the three could drift apart; the widest decides.
+# Without constraints of each other they could drift apart; the widest decides.
 lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer versions); needs uv
-	$(COMPILE) pyproject.toml requirements/build.in --extra api --extra demo --extra otel --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra demo -c requirements/dev.txt -o requirements/demo.txt
-	$(COMPILE) pyproject.toml requirements/build.in -c requirements/dev.txt -o requirements/base.txt
-
+	$(COMPILE) pyproject.toml $(IMAGE_EXTRAS:%=--extra %) -c requirements/dev.txt -o requirements/image.txt
+	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) requirements/elasticsearch-9.in -o requirements/elasticsearch-9.txt
 	cd tests/api/clients && PATH="$(CURDIR)/$(BIN):$$PATH" npm install --package-lock-only --silent
 

@@ -57,6 +57,8 @@ POM = f"""\
   </dependencies>
 </project>
 """
+# The image fills in templates, which its user owns but may not be allowed to write.
+START = "chmod -f u+w /etc/kafka/docker/* /opt/kafka/config/*; exec /etc/kafka/docker/run"
 REMOVE_CONTAINER = """
 import docker, sys
 docker.from_env().containers.get(sys.argv[1]).remove(force=True, v=True)
@@ -303,7 +305,7 @@ class DockerBroker(Broker):
         if self._container is not None:
             self._container.start()
             return
-        container = DockerContainer(IMAGE)
+        container = DockerContainer(IMAGE).with_command(["sh", "-c", START])
         for one in self.listeners:
             container.with_bind_ports(one.port, one.port)
         for name, value in self._environment().items():

@@ -80,6 +80,17 @@ class Kafka:
         for topic, code, *message in response.topic_errors:
             if code != 0:
                 raise for_code(code)(f"{topic}: {message}")
+        await self._shows(name)
+
+    async def _shows(self, name: str) -> None:
+        """Wait until the broker tells of the new topic, a moment after the controller made it."""
+        async with self._admin() as admin:
+
+            async def known() -> bool:
+                (found,) = await admin.describe_topics([name])
+                return not found["error_code"]
+
+            await eventually(known)
 
     async def produce(
         self, topic: str, records: Iterable[Record], *, compression: str | None = None

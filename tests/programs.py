@@ -28,6 +28,7 @@ class Cli:
 
     folder: Path
     environ: Mapping[str, str]
+    program: str = LAST_SYNC
 
     async def __call__(
         self,
@@ -37,7 +38,7 @@ class Cli:
         timeout: float = 60,  # noqa: ASYNC109  killed with its output shown, not cancelled
     ) -> Finished:
         process = await asyncio.create_subprocess_exec(
-            LAST_SYNC,
+            self.program,
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

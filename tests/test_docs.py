@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from docs import generate
+from docs import cli_page, generate
+from worker import cli, options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -14,11 +15,16 @@ NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
 def test_the_command_line_page_is_what_the_program_prints() -> None:
-    assert generate.CLI_PAGE.read_text() == generate.cli_page(), "run `make docs`"
+    assert generate.CLI_PAGE.read_text() == cli_page.page(), "run `make docs`"
 
 
 def test_the_metrics_page_is_what_the_registry_holds() -> None:
     assert generate.METRICS_PAGE.read_text() == generate.metrics_page(), "run `make docs`"
+
+
+def test_exit_codes_are_told_of_commands_that_exist() -> None:
+    known = {" ".join(path) for path, _ in options.commands(cli.cli)}
+    assert set(cli_page.EXIT_CODES) <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from worker import consumer, health_server, kafka, stores, topics
+from worker import consumer, extras, health_server, kafka, stores, topics
 from worker.breaker import Breaker
 from worker.dead_letters import ANY_SIZE, DeadLetterTopic
 from worker.errors import LastSyncError, MisconfiguredError
@@ -136,13 +136,9 @@ async def _tracing(settings: Settings) -> AsyncIterator[consumer.Trace]:
     if not tracing_wanted():
         yield nullcontext
         return
-    try:
-        from worker import tracing  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"OTEL_… variables ask for traces, and {error.name} is not installed: run "
-            "pip install 'last-sync-worker[otel]', or set OTEL_SDK_DISABLED=true"
-        ) from None
+    extras.require("otel", "tracing (asked for by OTEL_…, turned off by OTEL_SDK_DISABLED=true)")
+    from worker import tracing  # noqa: PLC0415 - an extra
+
     async with tracing.opened(
         topic=settings.kafka_topic, group=settings.kafka_group_id, version=VERSION
     ) as traced:
@@ -409,6 +405,7 @@ async def edit(
 
 async def api(settings: Settings) -> None:
     """Serve the connector API over a SQL store until told to stop."""
+    extras.require("api", "the API")
     from worker.api.server import application  # noqa: PLC0415 - the extra `api`
     from worker.api.serving import serve  # noqa: PLC0415
     from worker.stores.sql import SqlStore  # noqa: PLC0415 - commands without a store do without

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, get_args
 
 import click
 import structlog
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from schemas.last_sync import LAST_SYNC_FIELDS
-from schemas.scalars import Identifier
+from schemas.scalars import ConnectorSyncStatus, Identifier, JobType
 from schemas.sync_finished import Invalid, SyncFinished
 from worker import app, events, logs, probe, settings
 from worker.dlq import dlq
@@ -23,6 +23,7 @@ from worker.options import (
     PROGRAM,
     as_json,
     broker_settings,
+    completed,
     example,
     flag,
     kafka_settings,
@@ -178,8 +179,16 @@ def judged_text(judged: SyncFinished | Invalid) -> str:
 )
 @click.argument("file", type=click.File("rb"), required=False)
 @flag("--connector-id", help="Publish one event: for this connector.")
-@flag("--job-type", help="Its job's type: full, incremental or access_control.")
-@flag("--status", help="Its job's status, for example completed.")
+@flag(
+    "--job-type",
+    help="Its job's type: full, incremental or access_control.",
+    shell_complete=completed(get_args(JobType)),
+)
+@flag(
+    "--status",
+    help="Its job's status, for example completed.",
+    shell_complete=completed(get_args(ConnectorSyncStatus)),
+)
 @flag("--error", help="Its job's error text.")
 @flag("--scheduled-at", help="When the job was due (RFC 3339).")
 @flag("--started-at", help="When the job started (RFC 3339).")
@@ -465,8 +474,14 @@ def connectors_delete(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> N
 cli.add_command(dlq)
 
 
+def documents_that_begin(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+    from schemas.generate import documents  # noqa: PLC0415 - as below
+
+    return [name for name in documents() if name.startswith(typed)]
+
+
 @cli.command(epilog=example("last-sync schema sync-finished > sync-finished.schema.json"))
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=documents_that_begin)
 def schema(name: str | None) -> None:
     """Print a JSON Schema or the AsyncAPI document by NAME; without one, all of them by name."""
     from schemas.generate import documents  # noqa: PLC0415 - built from the models on demand

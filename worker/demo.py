@@ -20,9 +20,9 @@ from rich.table import Table
 
 from schemas.last_sync import SyncJob
 from schemas.sync_finished import Record, SyncFinished
-from worker import app, kafka, logs
+from worker import app, extras, kafka, logs
 from worker.dead_letters import ANY_SIZE, DeadLetterTopic
-from worker.errors import LastSyncError, MisconfiguredError
+from worker.errors import LastSyncError
 from worker.letter_document import LetterDocument
 from worker.merge import Outcome, Update
 from worker.open_letters import OpenLetter
@@ -111,12 +111,9 @@ def _console() -> Console:
 
 @contextmanager
 def _embedded_broker() -> Iterator[str]:
-    try:
-        from confluent_kafka import Producer  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise MisconfiguredError(
-            "the demo's broker is not installed: pip install 'last-sync-worker[demo]'"
-        ) from None
+    extras.require("demo", "the demo's broker")
+    from confluent_kafka import Producer  # noqa: PLC0415 - an extra
+
     # The cluster lives as long as this client, which is used for nothing else.
     host = Producer({"test.mock.num.brokers": 1, "log_level": 3})
     (broker,) = host.list_topics(timeout=10).brokers.values()

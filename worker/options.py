@@ -1,8 +1,8 @@
 """What the commands share: options, settings, and how they print."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
@@ -28,6 +28,7 @@ def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
     if info.default not in (None, ""):
         notes.append(f"default: {info.default}")
     text = f"{info.description}.  [{'; '.join(notes)}]"
+    values = [value for value in get_args(info.annotation) if isinstance(value, str)]
     return click.option(
         flag,
         field,
@@ -35,7 +36,20 @@ def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
         metavar=flag.strip("-").upper(),
         help=text,
         expose_value=True,
+        shell_complete=completed(values) if values else None,
     )
+
+
+def completed(
+    values: Iterable[str],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Offer these values to the shell; others are for the command to judge."""
+    known = list(values)
+
+    def matching(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+        return [value for value in known if value.startswith(typed)]
+
+    return matching
 
 
 def broker_settings(command: Decorated) -> Decorated:

@@ -1,7 +1,7 @@
 """The two topics: what they have to be like, whether they are, and making them so."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,7 +186,7 @@ async def create(
         done.append(f"created topic {settings.kafka_topic}")
     else:
         done.append(f"topic {settings.kafka_topic} exists, left as it is")
-    after = await _visible(admin, settings)
+    after = await _visible(admin, settings, lambda found: found.source is not None)
     assert after.source is not None  # noqa: S101 - created above
     wanted = _dead_letter_configs(after.source)
     if before.dead_letters is None:
@@ -197,17 +197,21 @@ async def create(
             replication_factor,
             wanted,
         )
+        await _visible(admin, settings, lambda found: found.dead_letters is not None)
         done.append(f"created dead-letter topic {settings.dead_letter_topic}")
     else:
         done.append(await _correct(admin, before.dead_letters, wanted))
     return done
 
 
-async def _visible(admin: AIOKafkaAdminClient, settings: Settings) -> Topics:
+async def _visible(
+    admin: AIOKafkaAdminClient, settings: Settings, created: Callable[[Topics], bool]
+) -> Topics:
     """A topic just created takes a moment to show in the brokers' metadata."""
-    async with asyncio.timeout(REQUEST_TIMEOUT):
-        while (found := await describe(admin, settings)).source is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # there is no event to wait for: the brokers only answer
+    with kafka.translated("showing the new topic"):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            while not created(found := await describe(admin, settings)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # no event to wait for: the brokers only answer
     return found
 
 

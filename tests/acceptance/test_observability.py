@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.acceptance.conftest import Stack
-from tests.acceptance.test_dlq import event, record
+from tests.acceptance.conftest import Stack, event, record
 from tests.brokers import free_port, leash, release
 from tests.deploy.conftest import DEPLOY
 from tests.eventually import eventually

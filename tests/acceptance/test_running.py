@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from tests import kafka_tools
-from tests.acceptance.conftest import Stack
-from tests.acceptance.test_dlq import event, listed, record
+from tests.acceptance.conftest import Stack, event, record
+from tests.acceptance.test_dlq import listed
 from tests.acceptance.test_operations import shell
 from tests.brokers import free_port
 from tests.postgres import PostgresFactory, execute, find_binaries, find_postgres

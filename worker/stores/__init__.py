@@ -2,6 +2,7 @@
 
 from contextlib import AbstractAsyncContextManager
 
+from worker import extras
 from worker.errors import MisconfiguredError
 from worker.stores.base import Connector, ConnectorStore, Difference, ElasticsearchAccess
 from worker.stores.memory import open_memory
@@ -36,10 +37,12 @@ def open_store(
 
         return open_sqlite(url, make=make)
     if scheme in {"postgresql", "postgres"} and separator:
+        extras.require("postgresql", f"the store {masked(url)}")
         from worker.stores.postgresql import open_postgresql  # noqa: PLC0415
 
         return open_postgresql(url)
     if scheme in {"elasticsearch+http", "elasticsearch+https"} and separator:
+        extras.require("elasticsearch", f"the store {masked(url)}")
         from worker.stores.elasticsearch import open_elasticsearch  # noqa: PLC0415
 
         return open_elasticsearch(url, access or ElasticsearchAccess())
@@ -53,6 +56,7 @@ def open_store(
 async def upgrade_store(url: str) -> None:
     """Bring the store's schema up to date, unless opening does so by itself."""
     if url.startswith(("postgresql://", "postgres://")):
+        extras.require("postgresql", f"the store {masked(url)}")
         from worker.stores.postgresql import upgrade_postgresql  # noqa: PLC0415
 
         await upgrade_postgresql(url)
