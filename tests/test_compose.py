@@ -36,3 +36,10 @@ def test_every_variable_is_documented_with_its_default() -> None:
     page = (ROOT / "docs" / "stack.md").read_text()
     documented = re.findall(r"^\| `([A-Z_]+)` \| `([^`]+)` \|", page, re.MULTILINE)
     assert {(name, default[2:]) for name, default in VARIABLE.findall(FILE)} == set(documented)
+
+
+def test_every_mounted_file_is_there() -> None:
+    """Docker makes an empty directory where one is missing."""
+    mounted = re.findall(r"(\./[^:\"]+):/", FILE)
+    assert len(mounted) >= 5
+    assert all((ROOT / path).exists() for path in mounted)
