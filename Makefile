@@ -1,6 +1,7 @@
 # `make` lists the targets. Everything is installed into .venv, from lock files with hashes.
 PYTHON ?= python3
 UV ?= uv
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Settings of a person's pip that would change what is installed, or where.
@@ -24,7 +25,7 @@ demo: $(VENV)/demo.stamp  ## the whole story in seconds, with an embedded broker
 	$(BIN)/last-sync demo
 
 test: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests, on a real Kafka (minutes)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)

@@ -46,24 +46,39 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Fetch what servers need once, before several processes would; each then finds it there."""
+    if session.config.getoption("numprocesses", None):
+        find_servers(session.config, kafka=True, postgres=True)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetch what servers need before the first test, whose timeout a download must not eat."""
     if session.config.option.collectonly:
         return
-    environ = session.config.stash[ENVIRON]
-    say = session.config.get_terminal_writer().line
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if "brokers" in wanted or ("bootstrap" in wanted and not given_kafka(environ)):
-        try:
-            session.config.stash[BROKERS] = find_brokers(environ, say)
-        except NoBrokerError as error:
-            session.config.stash[BROKERS] = error
+    environ = session.config.stash[ENVIRON]
     places = wanted & {"databases", "place", "sql_store_url"} and not given_postgres(environ)
-    if "postgres_servers" in wanted or places:
+    find_servers(
+        session.config,
+        kafka="brokers" in wanted or ("bootstrap" in wanted and not given_kafka(environ)),
+        postgres="postgres_servers" in wanted or bool(places),
+    )
+
+
+def find_servers(config: pytest.Config, *, kafka: bool, postgres: bool) -> None:
+    environ = config.stash[ENVIRON]
+    say = config.get_terminal_writer().line
+    if kafka:
         try:
-            session.config.stash[POSTGRES] = find_postgres(environ, say)
+            config.stash[BROKERS] = find_brokers(environ, say)
+        except NoBrokerError as error:
+            config.stash[BROKERS] = error
+    if postgres:
+        try:
+            config.stash[POSTGRES] = find_postgres(environ, say)
         except NoPostgresError as error:
-            session.config.stash[POSTGRES] = error
+            config.stash[POSTGRES] = error
 
 
 def given_kafka(environ: Mapping[str, str]) -> str | None:
