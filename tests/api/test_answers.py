@@ -1,5 +1,6 @@
 """The API answers as Elasticsearch was recorded, but for what docs/api.md lists."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -175,6 +176,12 @@ async def test_bodies_nobody_wrote_down(
     assert reason in str(answer.reason)
     assert answer.body["error"]["root_cause"][0]["type"] == kind
     assert answer.body["status"] == status
+
+
+async def test_a_field_that_nobody_knows_keeps_nobody_waiting(api: Api) -> None:
+    async with asyncio.timeout(5):
+        answer = await api.last_sync(json.dumps({"x" * 1_000_000: 1}))
+    assert (answer.status, answer.error_type) == (400, "x_content_parse_exception")
 
 
 @pytest.mark.parametrize(
