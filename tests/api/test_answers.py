@@ -247,6 +247,15 @@ async def test_what_is_no_count_to_elasticsearch(api: Api, given: str) -> None:
         (9, 9, 200, "application/vnd.elasticsearch+json;compatible-with=9"),
         (8, 9, 400, "application/json"),
         (7, 7, 400, "application/json"),
+        (None, "application/vnd.elasticsearch+json", 200, "application/json"),
+        (None, "Application/JSON ; charset=utf-8;", 200, "application/json"),
+        ("text/html,*/*;q=0.8", "application/json", 200, "application/json"),
+        ("text/html", "application/json", 200, "application/json"),
+        (None, "json", 400, "application/json"),
+        (None, "", 400, "application/json"),
+        (None, "application/json; utf-8", 400, "application/json"),
+        (None, "application/json,application/json", 406, "application/json"),
+        ("json", "application/json", 400, "application/json"),
         (None, "text/plain", 406, "application/json"),
         (None, "application/x-www-form-urlencoded", 406, "application/json"),
         (None, None, 406, "application/json"),
@@ -322,7 +331,31 @@ ILLEGAL = (400, "illegal_argument_exception")
                 'Validation Failed: 1: [connector_id] cannot be [null] or [""].;',
             ),
         ),
-        ("GET /_connector/%ff", (*ILLEGAL, "the path is not UTF-8")),
+        (
+            "GET /_connector?size=1_0",
+            (*ILLEGAL, "Failed to parse int parameter [size] with value [1_0]"),
+        ),
+        (
+            "GET /_connector?size=+1",  # a space
+            (*ILLEGAL, "Failed to parse int parameter [size] with value [ 1]"),
+        ),
+        ("GET /_connector/a%%b", (*NOT_FOUND, "connector [a%b] not found")),
+        ("GET /_connector/a+b", (*NOT_FOUND, "connector [a+b] not found")),
+        ("GET /_connector/%ff", (*NOT_FOUND, "connector [\ufffd] not found")),
+        ("GET /%5Fconnector", (400, None, NO_HANDLER.format("/%5Fconnector", "GET"))),
+        ("GET //_connector", (400, None, NO_HANDLER.format("//_connector", "GET"))),
+        (
+            "PUT /_connector/100%",
+            (
+                405,
+                None,
+                "invalid escape sequence at index 3 of: 100%, allowed: [GET, PUT, DELETE]",
+            ),
+        ),
+        (
+            "GET /_connector?query=100%",
+            (400, "bad_parameter_exception", "invalid escape sequence at index 3 of: 100%"),
+        ),
         ("GET /_connector/%00", (*NOT_FOUND, "connector [\0] not found")),
     ],
 )
@@ -332,6 +365,21 @@ async def test_requests_nobody_wrote_down(
     method, path = request_line.split(" ")
     body = STATUS if "_last_sync" in path else None
     assert told(await api.call(method, path, body)) == expected
+
+
+@pytest.mark.parametrize(
+    "request_line", ["GET /", "GET /_connector", "GET /_connector/x", "DELETE /_connector/x"]
+)
+async def test_a_body_where_none_is_read(api: Api, request_line: str) -> None:
+    method, path = request_line.split(" ")
+    answer = await api.call(method, path, "{}")
+    reason = f"request [{request_line}] does not support having a body"
+    assert told(answer) == (*ILLEGAL, reason)
+
+
+async def test_parameters_may_be_separated_by_semicolons_and_the_last_counts(api: Api) -> None:
+    answer = await api.call("GET", "/_connector?size=5&from=0;size=0;&=x&pretty")
+    assert (answer.status, answer.body["results"]) == (200, [])
 
 
 async def test_a_wrong_method_names_the_right_ones(api: Api) -> None:

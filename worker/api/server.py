@@ -3,12 +3,12 @@
 import asyncio
 import hmac
 import json
+import re
 import secrets
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 import structlog
 from pydantic import JsonValue
@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.last_sync import LAST_SYNC_TIMES
-from worker.api import media_types, requests
+from worker.api import media_types, requests, urls
 from worker.api.errors import ElasticError, illegal_argument, not_valid, suggestion
 from worker.api.openapi import DOCUMENT, PAGE
 from worker.errors import LastSyncError, TransientError
@@ -34,6 +34,8 @@ FLAGS = ("pretty", "human", "error_trace", "include_deleted", "hard", "delete_sy
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")  # the order in which they are listed
 VERSION = "9.5.0"  # the release whose answers are given here
 INDEX = ".elastic-connectors-v1"  # where Elasticsearch keeps its connectors
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # Python reads no longer one
 
 log = structlog.get_logger(__name__)
 
@@ -58,11 +60,8 @@ class Call:
         if name not in self.query:
             return default
         text = self.query[name]
-        try:
-            number = int(text) if text.isascii() else None
-        except ValueError:
-            number = None
-        if number is None or abs(number) >= 2**31:
+        number = int(text) if _INTEGER.fullmatch(text) else 2**31
+        if not -(2**31) <= number < 2**31:
             raise illegal_argument(
                 f"Failed to parse int parameter [{name}] with value [{text}]",
                 ("number_format_exception", f'For input string: "{text}"'),
@@ -109,11 +108,12 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        pretty = "pretty" in request.query_params and request.query_params["pretty"] != "false"
+        query: Mapping[str, str] = {}
         media_type = media_types.JSON
         try:
+            query = _parameters(scope["query_string"])
             media_type = media_types.answered(request.headers)
-            answer = await self._answer(request)
+            answer = await self._answer(request, query)
         except ClientDisconnect:
             return
         except ElasticError as error:
@@ -130,46 +130,35 @@ class Door:
         if isinstance(answer.body, str):
             response: Response = HTMLResponse(answer.body)
         else:
-            response = _response(answer, media_type, pretty=pretty)
+            response = _response(answer, media_type, pretty=query.get("pretty", "false") != "false")
         if request.method == "HEAD":
             response.body = b""
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request, query: Mapping[str, str]) -> Answer:
         """Nothing of a body is read before its sender is let in."""
-        uri = request.scope["raw_path"].decode()
-        if request.url.query:
-            uri += f"?{request.url.query}"
-        handlers, names = self._route(request.scope["raw_path"])
+        raw_path, query_string = request.scope["raw_path"], request.scope["query_string"]
+        uri = (raw_path + (b"?" + query_string if query_string else b"")).decode()
+        handlers, raw_ids = _route(raw_path)
         handler = handlers.get(request.method)
         if handler not in _OPEN:
             self._admit(request, uri)
         if handler is None:
             return _unhandled(uri, request.method, handlers)
+        try:
+            *ids, path = [urls.decoded(each) for each in (*raw_ids, raw_path)]
+        except ValueError as error:
+            return _wrong_method(str(error), handlers)
         raw = await _read(request)
         if raw:
             media_types.refuse_disagreeing(request.headers)
         if raw and (problem := media_types.refuse_unreadable(request.headers)):
             return Answer(status=406, body={"error": problem, "status": 406})
-        query = dict(parse_qsl(request.url.query, keep_blank_values=True))
-        return await handler(self, Call(path=request.scope["path"], query=query, body=raw), *names)
-
-    def _route(self, raw_path: bytes) -> tuple[Mapping[str, Handler], list[str]]:
-        """What the path answers, by method, and the names in it; nothing where it is unknown."""
-        try:
-            path = [unquote_to_bytes(part).decode() for part in raw_path.rstrip(b"/").split(b"/")]
-        except UnicodeDecodeError:
-            raise illegal_argument("the path is not UTF-8") from None
-        match path[1:]:
-            case ["_connector", id_, "_last_sync"]:
-                return {"PUT": Door.last_sync}, [id_]
-            case ["_connector", id_]:
-                return {"GET": Door.get, "PUT": Door.put, "DELETE": Door.delete}, [id_]
-            case [name] if name in _FIXED:
-                return _FIXED[name], []
-            case []:
-                return {"GET": Door.info, "HEAD": Door.info}, []
-        return {}, []
+        if raw and handler not in _READING:
+            raise illegal_argument(
+                f"request [{request.method} {path}] does not support having a body"
+            )
+        return await handler(self, Call(path=path, query=query, body=raw), *ids)
 
     def _admit(self, request: Request, uri: str) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -289,12 +278,14 @@ class Door:
         return Answer(body=PAGE)
 
 
-_FIXED: Mapping[str, Mapping[str, Handler]] = {
-    "_connector": {"GET": Door.connectors, "POST": Door.put, "PUT": Door.put},
-    "_health": {"GET": Door.health},
-    "openapi.json": {"GET": Door.openapi},
-    "docs": {"GET": Door.page},
+_FIXED: Mapping[bytes, Mapping[str, Handler]] = {
+    b"": {"GET": Door.info, "HEAD": Door.info},
+    b"/_connector": {"GET": Door.connectors, "POST": Door.put, "PUT": Door.put},
+    b"/_health": {"GET": Door.health},
+    b"/openapi.json": {"GET": Door.openapi},
+    b"/docs": {"GET": Door.page},
 }
+_READING = {Door.last_sync, Door.put}
 _OPEN = {Door.health, Door.openapi, Door.page}
 _LISTING = (
     "from",
@@ -314,6 +305,25 @@ _FAILED = ElasticError(500, "exception", "the server failed; its log says why")
 
 def application(store: SqlStore, keys: Sequence[str] = ()) -> ASGIApp:
     return GZipMiddleware(Door(store=store, keys=keys), minimum_size=1024)
+
+
+def _route(raw_path: bytes) -> tuple[Mapping[str, Handler], list[bytes]]:
+    """What the path answers, by method, and the id in it; nothing where it is unknown."""
+    path = raw_path.rstrip(b"/")
+    match path.split(b"/"):
+        case [b"", b"_connector", id_, b"_last_sync"]:
+            return {"PUT": Door.last_sync}, [id_]
+        case [b"", b"_connector", id_]:
+            return {"GET": Door.get, "PUT": Door.put, "DELETE": Door.delete}, [id_]
+    return _FIXED.get(path, {}), []
+
+
+def _parameters(query_string: bytes) -> Mapping[str, str]:
+    try:
+        return urls.parameters(query_string)
+    except ValueError as error:
+        cause = "illegal_argument_exception", str(error)
+        raise ElasticError(400, "bad_parameter_exception", str(error), cause) from None
 
 
 async def _read(request: Request) -> bytes:
@@ -382,18 +392,23 @@ def _response(answer: Answer, media_type: str, *, pretty: bool) -> Response:
 
 
 def _unhandled(uri: str, method: str, handlers: Mapping[str, Handler]) -> Answer:
-    allowed = sorted(handlers, key=METHODS.index)
-    headers = {"allow": ",".join(allowed)} if allowed else {}
     if method == "OPTIONS":
-        return Answer(headers=headers)
-    if not allowed:
+        return Answer(headers=_allow(handlers))
+    if not handlers:
         text = f"no handler found for uri [{uri}] and method [{method}]"
         return Answer(status=400, body={"error": text})
-    text = (
-        f"Incorrect HTTP method for uri [{uri}] and method [{method}],"
-        f" allowed: [{', '.join(allowed)}]"
-    )
-    return Answer(status=405, body={"error": text, "status": 405}, headers=headers)
+    return _wrong_method(f"Incorrect HTTP method for uri [{uri}] and method [{method}]", handlers)
+
+
+def _wrong_method(what: str, handlers: Mapping[str, Handler]) -> Answer:
+    """Elasticsearch says so of an id with a broken escape, too."""
+    allow = _allow(handlers)
+    text = f"{what}, allowed: [{allow['allow'].replace(',', ', ')}]"
+    return Answer(status=405, body={"error": text, "status": 405}, headers=allow)
+
+
+def _allow(handlers: Mapping[str, Handler]) -> Mapping[str, str]:
+    return {"allow": ",".join(sorted(handlers, key=METHODS.index))} if handlers else {}
 
 
 def _registration(call: Call) -> Registration:
