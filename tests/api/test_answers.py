@@ -140,6 +140,7 @@ STATUS = '{"last_sync_status":"completed"}'
     [
         ("", 400, "parse_exception", "request body is required"),
         ("  ", 400, "x_content_parse_exception", "Expected START_OBJECT but was: null"),
+        ("null", 400, "x_content_parse_exception", "Expected START_OBJECT but was: VALUE_NULL"),
         ("[1]", 400, "x_content_parse_exception", "Expected START_OBJECT but was: START_ARRAY"),
         ('"x"', 400, "x_content_parse_exception", "Expected START_OBJECT but was: VALUE_STRING"),
         ("nul", 400, "x_content_parse_exception", "Unexpected character"),
@@ -197,7 +198,11 @@ async def test_a_field_that_nobody_knows_keeps_nobody_waiting(api: Api) -> None:
         ("2023-11-09T15:13:08+01:30:30", "2023-11-09T13:42:38.000Z"),
         ("2024-02-29T00:00:00Z", "2024-02-29T00:00:00.000Z"),
         ("1699542788231", "2023-11-09T15:13:08.231Z"),
+        ("2023-11-09T15:13:08+18:00", "2023-11-08T21:13:08.000Z"),
+        ("2023-11-09T15:13:08-013030", "2023-11-09T16:43:38.000Z"),
         ("1699542788231.5", "2023-11-09T15:13:08.231500Z"),
+        ("1699542788231.", "2023-11-09T15:13:08.231Z"),
+        ("2023.5", "1970-01-01T00:00:02.023500Z"),
         ("-1", "1969-12-31T23:59:59.999Z"),
         ("0", "1970-01-01T00:00:00.000Z"),
         ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000Z"),
@@ -212,7 +217,9 @@ async def test_the_date_forms_of_elasticsearch(api: Api, given: str, stored: str
 @pytest.mark.parametrize(
     "given",
     ["2023-11-09T", "2023-11-09T24:00:00Z", "2023-11-09T15:13:60Z", "2023-11-09T15:13:08+18:01x",
-     "2023-11-09T15:13:08+19", "2023-11-09T15:13.5Z", "", " ", "now", "\uff11\uff16\uff19\uff19",
+     "2023-11-09T15:13:08+19", "2023-11-09T15:13:08+18:01", "2023-11-09T15:13:08+01:60",
+     "2023-11-09T15:13:08+01:3030", "2023-11-09T15:13:08+0130:30", "-2023", "+5", "1e3",
+     "2023-11-09T15:13.5Z", "", " ", "now", "\uff11\uff16\uff19\uff19",
      "2023-11-09T15:13:08Z ", "2023-02-29T00:00:00Z"],
 )  # fmt: skip
 async def test_what_is_no_date_to_elasticsearch(api: Api, given: str) -> None:
@@ -224,7 +231,7 @@ async def test_what_is_no_date_to_elasticsearch(api: Api, given: str) -> None:
 @pytest.mark.parametrize(
     ("given", "stored"),
     [("42", 42), ('"42"', 42), ("42.9", 42), ('"0.5"', 0), ("-0.5", 0), ('"+7"', 7), ("1e3", 1000),
-     ("9223372036854775807", 2**63 - 1)],
+     ("9223372036854775807", 2**63 - 1), ("1234567890123456789.0", 1234567890123456768)],
 )  # fmt: skip
 async def test_the_counts_of_elasticsearch(api: Api, given: str, stored: int) -> None:
     answer = await api.last_sync(f'{{"last_indexed_document_count":{given}}}')

@@ -95,7 +95,6 @@ async def test_no_two_connectors_fill_one_index(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"index_name": "UPPER"}, "must be lowercase"),
         ({"index_name": "_x"}, "must not start with '_', '-', or '+'"),
         ({"index_name": "a b"}, "must not contain the following characters"),
         ({"index_name": ""}, "must not be empty"),
@@ -121,6 +120,19 @@ async def test_a_registration_that_is_not_valid(api: Api, body: dict[str, Any]) 
     status, answer = await put(api, "one", **body)
     assert (status, answer["error"]["type"]) == (400, "x_content_parse_exception")
     assert (await api.call("GET", "/_connector/one")).status == 404
+
+
+@pytest.mark.parametrize("name", ["name", "service_type", "language"])
+async def test_a_text_that_elasticsearch_keeps_as_one_term_has_a_limit(api: Api, name: str) -> None:
+    assert (await put(api, "one", **{name: "\u00e4" * 16_383}))[0] == 201
+    status, answer = await put(api, "one", **{name: "\u00e4" * 16_384})
+    assert (status, answer["error"]["type"]) == (400, "document_parsing_exception")
+    assert (await put(api, "one", description="\u00e4" * 16_384))[0] == 200
+
+
+async def test_an_index_name_may_be_upper_case(api: Api) -> None:
+    """Only making the index refuses it, in Elasticsearch too."""
+    assert (await put(api, "one", index_name="UPPER"))[0] == 201
 
 
 async def test_a_list_is_sorted_by_index_name_and_paged(api: Api) -> None:

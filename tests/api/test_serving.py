@@ -80,7 +80,9 @@ async def test_an_answer_that_nobody_reads_is_given_up(
     monkeypatch.setattr(serving, "ImpatientProtocol", Watched)
     async with served(store) as api:
         for number in range(20):  # more than the kernel's buffers take
-            await api.call("PUT", f"/_connector/{number}", json.dumps({"name": "x" * 900_000}))
+            await api.call(
+                "PUT", f"/_connector/{number}", json.dumps({"description": "x" * 900_000})
+            )
         async with connection(api, limit=1) as (reader, writer):
             writer.write(b"GET /_connector HTTP/1.1\r\nHost: x\r\n\r\n" * requests)
             assert await reader.readexactly(12) == b"HTTP/1.1 200"

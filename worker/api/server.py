@@ -7,7 +7,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -203,7 +203,8 @@ class Door:
 
     async def put(self, call: Call, id_: str = "") -> Answer:
         """Register a connector under an id, or replace it; without an id it is given one."""
-        registration = _registration(call)
+        body = requests.parsed(call.body) if call.body else {}
+        registration = requests.registration(body)
         call.refuse_unknown()
         id_ = id_ or secrets.token_urlsafe(15)
         try:
@@ -409,16 +410,6 @@ def _wrong_method(what: str, handlers: Mapping[str, Handler]) -> Answer:
 
 def _allow(handlers: Mapping[str, Handler]) -> Mapping[str, str]:
     return {"allow": ",".join(sorted(handlers, key=METHODS.index))} if handlers else {}
-
-
-def _registration(call: Call) -> Registration:
-    registration = (
-        requests.registration(requests.parsed(call.body)) if call.body else Registration()
-    )
-    for name, value in asdict(registration).items():
-        if problem := requests.unstorable(value):
-            raise requests.failed(requests.REGISTER, name, problem)
-    return registration
 
 
 def _not_found(id_: str) -> ElasticError:
