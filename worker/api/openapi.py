@@ -16,6 +16,7 @@ from schemas.last_sync import (
 )
 from schemas.scalars import MAX_ID_BYTES, STATUSES
 from worker.api.errors import ElasticError
+from worker.api.requests import KEYWORDS
 
 Json = dict[str, Any]
 
@@ -93,7 +94,11 @@ def _registration() -> Json:
         "description": "The index that it fills; no two connectors fill the same.",
     }
     native = {"enum": [True, False, "true", "false"], "description": "Does Elastic run it?"}
-    properties: Json = {name: {**_TEXT, "description": text} for name, text in texts.items()} | {
+    short = {**_TEXT, "maxLength": MAX_ERROR_BYTES}
+    properties: Json = {
+        name: {**(short if name in KEYWORDS else _TEXT), "description": text}
+        for name, text in texts.items()
+    } | {
         "index_name": index,
         "is_native": native,
     }
