@@ -12,7 +12,7 @@ import pytest
 
 from tests.api.conftest import Api, served
 from tests.eventually import eventually
-from worker.api import server, serving
+from worker.api import bodies, serving
 from worker.stores.sql import SqlStore
 
 PUT = "PUT /_connector/my-connector/_last_sync HTTP/1.1\r\nHost: x\r\n"
@@ -23,7 +23,7 @@ BODY = '{"last_sync_status":"completed"}'
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "PATIENCE", 0.3)
-    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.3)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT", 0.3)
 
 
 @asynccontextmanager

@@ -1,93 +1,35 @@
 """The server's door: one request in, one answer out, both as Elasticsearch has them."""
 
-import asyncio
 import hmac
 import json
-import re
 import secrets
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from pydantic import JsonValue
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from schemas.last_sync import LAST_SYNC_TIMES
-from worker.api import media_types, requests, urls
-from worker.api.errors import ElasticError, illegal_argument, not_valid, suggestion
+from worker.api import bodies, media_types, requests, urls
+from worker.api.calls import Call
+from worker.api.documents import document
+from worker.api.errors import ElasticError, illegal_argument, not_valid
 from worker.api.openapi import DOCUMENT, PAGE
 from worker.errors import LastSyncError, TransientError
-from worker.stores.base import Connector, Registration, Wanted
+from worker.stores.base import Wanted
 from worker.stores.sql import IndexNameTakenError, RejectedError, SqlStore
 
-MAX_BODY = 1024 * 1024  # bytes, also after decompression
-BODY_TIMEOUT = 30.0  # seconds
-PAGE_SIZE = 100
-MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
-EVERYWHERE = frozenset({"pretty", "human", "error_trace", "filter_path", "format"})
-FLAGS = ("pretty", "human", "error_trace", "include_deleted", "hard", "delete_sync_jobs")
-COMPRESSION = 3  # Elasticsearch's; 9 takes three times as long, while nobody else is answered
+COMPRESSION = 3  # Elasticsearch's; while it lasts, nobody else is answered
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")  # the order in which they are listed
 VERSION = "9.5.0"  # the release whose answers are given here
 INDEX = ".elastic-connectors-v1"  # where Elasticsearch keeps its connectors
-
-_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # Python reads no longer one
+PAGE_SIZE = 100
+MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A request that has been read."""
-
-    path: str
-    query: Mapping[str, str]
-    body: bytes
-
-    def flag(self, name: str) -> bool:
-        value = self.query.get(name, "false")
-        if value not in {"", "true", "false"}:
-            raise illegal_argument(
-                f"Failed to parse value [{value}] as only [true] or [false] are allowed."
-            )
-        return value != "false"
-
-    def number(self, name: str, default: int) -> int:
-        if name not in self.query:
-            return default
-        text = self.query[name]
-        number = int(text) if _INTEGER.fullmatch(text) else 2**31
-        if not -(2**31) <= number < 2**31:
-            raise illegal_argument(
-                f"Failed to parse int parameter [{name}] with value [{text}]",
-                ("number_format_exception", f'For input string: "{text}"'),
-            )
-        if number < 0:
-            raise illegal_argument(f"Parameter [{name}] cannot be negative but was [{number}]")
-        return number
-
-    def names(self, name: str) -> list[str]:
-        return [each for each in self.query.get(name, "").split(",") if each]
-
-    def refuse_unknown(self, *known: str) -> None:
-        names = EVERYWHERE | set(known)
-        unknown = sorted(set(self.query) - names)
-        if unknown:
-            listed = ", ".join(
-                f"[{name}]" + suggestion(name, names).replace(" did", " -> did", 1)
-                for name in unknown
-            )
-            plural = "s" if len(unknown) > 1 else ""
-            raise illegal_argument(
-                f"request [{self.path}] contains unrecognized parameter{plural}: {listed}"
-            )
-        for name in FLAGS:
-            self.flag(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +92,7 @@ class Door:
             *ids, path = [urls.decoded(each) for each in (*raw_ids, raw_path)]
         except ValueError as error:
             return _wrong_method(str(error), handlers)
-        raw = await _read(request)
+        raw = await bodies.read(request)
         if raw:
             media_types.refuse_disagreeing(request.headers)
         if raw and (problem := media_types.refuse_unreadable(request.headers)):
@@ -298,7 +240,6 @@ _LISTING = (
     "query",
     "include_deleted",
 )
-_LAST = {"Connection": "close"}
 _AWAY = ElasticError(
     503, "no_shard_available_action_exception", "the connector store is away: try again later"
 )
@@ -327,55 +268,6 @@ def _parameters(query_string: bytes) -> Mapping[str, str]:
     except ValueError as error:
         cause = "illegal_argument_exception", str(error)
         raise ElasticError(400, "bad_parameter_exception", str(error), cause) from None
-
-
-async def _read(request: Request) -> bytes:
-    """The body, decompressed. What is left unread of it, the server drops."""
-    chunks, size = [], 0
-    if int(request.headers.get("content-length", "0")) > MAX_BODY:
-        raise _too_long(request)
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_BODY:
-                    raise _too_long(request)
-    except TimeoutError:
-        reason = f"the body did not arrive within {BODY_TIMEOUT:g} s"
-        raise ElasticError(408, "timeout_exception", reason, headers=_LAST) from None
-    return _decompressed(b"".join(chunks), request)
-
-
-def _decompressed(body: bytes, request: Request) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding == "identity" or not body:
-        return body
-    if encoding != "gzip":
-        raise ElasticError(
-            415, "status_exception", f"Content-Encoding [{encoding}] is not supported"
-        )
-    reader = zlib.decompressobj(wbits=31)  # the format of gzip
-    try:
-        body = reader.decompress(body, MAX_BODY + 1)
-    except zlib.error:
-        raise _not_gzip() from None
-    if len(body) > MAX_BODY:
-        raise _too_long(request)
-    if not reader.eof:
-        raise _not_gzip()
-    return body
-
-
-def _not_gzip() -> ElasticError:
-    return illegal_argument("the body is not gzip, as its Content-Encoding says")
-
-
-def _too_long(request: Request) -> ElasticError:
-    reason = f"the body is longer than {MAX_BODY} bytes"
-    # A client that asked whether to send the body may do so or not: nothing can follow it.
-    headers = _LAST if "expect" in request.headers else {}
-    return ElasticError(413, "content_too_long_exception", reason, headers=headers)
 
 
 def _response(answer: Answer, media_type: str, *, pretty: bool) -> Response:
@@ -416,49 +308,3 @@ def _allow(handlers: Mapping[str, Handler]) -> Mapping[str, str]:
 
 def _not_found(id_: str) -> ElasticError:
     return ElasticError(404, "resource_not_found_exception", f"connector [{id_}] not found")
-
-
-def document(connector: Connector, registration: Registration) -> dict[str, JsonValue]:
-    """A connector as Elasticsearch prints it."""
-    return {
-        "id": connector.id,
-        "configuration": {},
-        "custom_scheduling": {},
-        "description": registration.description,
-        "filtering": [{"domain": "DEFAULT", "active": _rules(), "draft": _rules()}],
-        "index_name": registration.index_name,
-        "is_native": bool(registration.is_native),
-        "language": registration.language,
-        "name": registration.name or "",
-        "scheduling": {
-            kind: {"enabled": False, "interval": "0 0 0 * * ?"}
-            for kind in ("access_control", "full", "incremental")
-        },
-        "service_type": registration.service_type,
-        "status": "needs_configuration" if registration.is_native else "created",
-        "sync_now": False,
-        **{name: _printed(name, value) for name, value in sorted(connector.fields.items())},
-    }
-
-
-def _rules() -> dict[str, JsonValue]:
-    rule: dict[str, JsonValue] = {
-        "field": "_",
-        "id": "DEFAULT",
-        "order": 0,
-        "policy": "include",
-        "rule": "regex",
-        "value": ".*",
-    }
-    return {
-        "advanced_snippet": {"value": {}},
-        "rules": [rule],
-        "validation": {"errors": [], "state": "valid"},
-    }
-
-
-def _printed(name: str, value: JsonValue) -> JsonValue:
-    """Times with three digits where that is all there is: `…08.231Z`."""
-    if name in LAST_SYNC_TIMES and isinstance(value, str) and value.endswith("000Z"):
-        return f"{value[:-4]}Z"
-    return value
