@@ -384,6 +384,14 @@ async def test_a_body_where_none_is_read(api: Api, request_line: str) -> None:
     assert told(answer) == (*ILLEGAL, reason)
 
 
+@pytest.mark.parametrize(("length", "status"), [(4096, 200), (4097, 400)])
+async def test_a_request_line_has_a_limit(api: Api, length: int, status: int) -> None:
+    rest = len("GET /_connector?query= HTTP/1.1")
+    answer = await api.call("GET", f"/_connector?query={'a' * (length - rest)}")
+    kind = None if status == 200 else "too_long_http_line_exception"
+    assert (answer.status, answer.error_type) == (status, kind)
+
+
 async def test_parameters_may_be_separated_by_semicolons_and_the_last_counts(api: Api) -> None:
     answer = await api.call("GET", "/_connector?size=5&from=0;size=0;&=x&pretty")
     assert (answer.status, answer.body["results"]) == (200, [])

@@ -26,6 +26,7 @@ COMPRESSION = 3  # Elasticsearch's; while it lasts, nobody else is answered
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")  # the order in which they are listed
 VERSION = "9.5.0"  # the release whose answers are given here
 INDEX = ".elastic-connectors-v1"  # where Elasticsearch keeps its connectors
+MAX_LINE = 4096  # bytes of a request's first; Elasticsearch's http.max_initial_line_length
 PAGE_SIZE = 100
 MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
 
@@ -54,9 +55,10 @@ class Door:
         query: Mapping[str, str] = {}
         media_type = media_types.JSON
         try:
+            uri = _uri(request)
             query = _parameters(scope["query_string"])
             media_type = media_types.answered(request.headers)
-            answer = await self._answer(request, query)
+            answer = await self._answer(request, uri, query)
         except ClientDisconnect:
             return
         except ElasticError as error:
@@ -78,10 +80,9 @@ class Door:
             response.body = b""
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request, query: Mapping[str, str]) -> Answer:
+    async def _answer(self, request: Request, uri: str, query: Mapping[str, str]) -> Answer:
         """Nothing of a body is read before its sender is let in."""
-        raw_path, query_string = request.scope["raw_path"], request.scope["query_string"]
-        uri = (raw_path + (b"?" + query_string if query_string else b"")).decode()
+        raw_path = request.scope["raw_path"]
         handlers, raw_ids = _route(raw_path)
         handler = handlers.get(request.method)
         if handler not in _OPEN:
@@ -260,6 +261,16 @@ def _route(raw_path: bytes) -> tuple[Mapping[str, Handler], list[bytes]]:
         case [b"", b"_connector", id_]:
             return {"GET": Door.get, "PUT": Door.put, "DELETE": Door.delete}, [id_]
     return _FIXED.get(path, {}), []
+
+
+def _uri(request: Request) -> str:
+    """The URI as it was sent, which has to fit into a line."""
+    query = request.scope["query_string"]
+    uri = str((request.scope["raw_path"] + (b"?" + query if query else b"")).decode())
+    if len(f"{request.method} {uri} HTTP/1.1") > MAX_LINE:
+        reason = f"An HTTP line is larger than {MAX_LINE} bytes."
+        raise ElasticError(400, "too_long_http_line_exception", reason)
+    return uri
 
 
 def _parameters(query_string: bytes) -> Mapping[str, str]:
