@@ -68,8 +68,9 @@ _KINDS: Mapping[str, Json] = {
 
 
 def _last_sync() -> Json:
-    properties = {
-        name: {**_KINDS[name], "description": LastSync.model_fields[name].description}
+    texts = {name: str(LastSync.model_fields[name].description) for name in LAST_SYNC_FIELDS}
+    properties = {  # null is for events; here it leaves alone
+        name: {**_KINDS[name], "description": texts[name].replace("null clears", '`""` clears')}
         for name in LAST_SYNC_FIELDS
     }
     return {
