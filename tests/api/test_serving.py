@@ -152,10 +152,12 @@ async def test_a_bug_is_a_500_that_says_nothing(
         raise RuntimeError("a secret of the store")
 
     monkeypatch.setattr(SqlStore, "put_last_sync", broken)
-    answer = await api.last_sync(BODY)
+    answer = await api.call("PUT", "/_connector/my%2Dconnector/_last_sync", BODY)
     assert answer.status == 500
     assert answer.body["error"]["reason"] == "the server failed; its log says why"
-    assert "a secret of the store" in capsys.readouterr().out
+    logged = capsys.readouterr().out
+    assert "a secret of the store" in logged
+    assert "path=/_connector/my%2Dconnector" in logged  # ids could hold terminal sequences
 
 
 @pytest.mark.parametrize(
