@@ -20,6 +20,7 @@ from tests.programs import Cli, Spawn, Spawned
 
 LONG = 60  # seconds
 CLIENTS = 200
+LEAST = 2  # updates of each client, however slow the machine is
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ async def load(url: str, seconds: float) -> int:
     async def client(session: aiohttp.ClientSession, number: int) -> None:
         own = f"{url}/_connector/own-{number}"
         assert await put(session, own) == "created"
-        while time.monotonic() < until:
+        while acknowledged[number] < LEAST or time.monotonic() < until:
             count = acknowledged[number] + 1
             shared = f"{url}/_connector/shared/_last_sync"
             assert await put(session, shared, sync_cursor={str(number): count}) == "updated"
@@ -137,7 +138,7 @@ async def test_200_clients_at_once_lose_nothing(
     spawn: Spawn, sql_store_url: str, seconds: int
 ) -> None:
     server, url = await started(spawn, sql_store_url)
-    assert await load(url, seconds) > CLIENTS
+    assert await load(url, seconds) >= LEAST * CLIENTS
     assert "warning" not in server.stderr
     assert "error" not in server.stderr
 

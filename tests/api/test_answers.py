@@ -1,5 +1,6 @@
 """The API answers as Elasticsearch was recorded, but for what docs/api.md lists."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -139,6 +140,7 @@ STATUS = '{"last_sync_status":"completed"}'
     [
         ("", 400, "parse_exception", "request body is required"),
         ("  ", 400, "x_content_parse_exception", "Expected START_OBJECT but was: null"),
+        ("null", 400, "x_content_parse_exception", "Expected START_OBJECT but was: VALUE_NULL"),
         ("[1]", 400, "x_content_parse_exception", "Expected START_OBJECT but was: START_ARRAY"),
         ('"x"', 400, "x_content_parse_exception", "Expected START_OBJECT but was: VALUE_STRING"),
         ("nul", 400, "x_content_parse_exception", "Unexpected character"),
@@ -177,6 +179,12 @@ async def test_bodies_nobody_wrote_down(
     assert answer.body["status"] == status
 
 
+async def test_a_field_that_nobody_knows_keeps_nobody_waiting(api: Api) -> None:
+    async with asyncio.timeout(5):
+        answer = await api.last_sync(json.dumps({"x" * 1_000_000: 1}))
+    assert (answer.status, answer.error_type) == (400, "x_content_parse_exception")
+
+
 @pytest.mark.parametrize(
     ("given", "stored"),
     [
@@ -190,7 +198,11 @@ async def test_bodies_nobody_wrote_down(
         ("2023-11-09T15:13:08+01:30:30", "2023-11-09T13:42:38.000Z"),
         ("2024-02-29T00:00:00Z", "2024-02-29T00:00:00.000Z"),
         ("1699542788231", "2023-11-09T15:13:08.231Z"),
+        ("2023-11-09T15:13:08+18:00", "2023-11-08T21:13:08.000Z"),
+        ("2023-11-09T15:13:08-013030", "2023-11-09T16:43:38.000Z"),
         ("1699542788231.5", "2023-11-09T15:13:08.231500Z"),
+        ("1699542788231.", "2023-11-09T15:13:08.231Z"),
+        ("2023.5", "1970-01-01T00:00:02.023500Z"),
         ("-1", "1969-12-31T23:59:59.999Z"),
         ("0", "1970-01-01T00:00:00.000Z"),
         ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000Z"),
@@ -205,7 +217,9 @@ async def test_the_date_forms_of_elasticsearch(api: Api, given: str, stored: str
 @pytest.mark.parametrize(
     "given",
     ["2023-11-09T", "2023-11-09T24:00:00Z", "2023-11-09T15:13:60Z", "2023-11-09T15:13:08+18:01x",
-     "2023-11-09T15:13:08+19", "2023-11-09T15:13.5Z", "", " ", "now", "\uff11\uff16\uff19\uff19",
+     "2023-11-09T15:13:08+19", "2023-11-09T15:13:08+18:01", "2023-11-09T15:13:08+01:60",
+     "2023-11-09T15:13:08+01:3030", "2023-11-09T15:13:08+0130:30", "-2023", "+5", "1e3",
+     "2023-11-09T15:13.5Z", "", " ", "now", "\uff11\uff16\uff19\uff19",
      "2023-11-09T15:13:08Z ", "2023-02-29T00:00:00Z"],
 )  # fmt: skip
 async def test_what_is_no_date_to_elasticsearch(api: Api, given: str) -> None:
@@ -217,7 +231,7 @@ async def test_what_is_no_date_to_elasticsearch(api: Api, given: str) -> None:
 @pytest.mark.parametrize(
     ("given", "stored"),
     [("42", 42), ('"42"', 42), ("42.9", 42), ('"0.5"', 0), ("-0.5", 0), ('"+7"', 7), ("1e3", 1000),
-     ("9223372036854775807", 2**63 - 1)],
+     ("9223372036854775807", 2**63 - 1), ("1234567890123456789.0", 1234567890123456768)],
 )  # fmt: skip
 async def test_the_counts_of_elasticsearch(api: Api, given: str, stored: int) -> None:
     answer = await api.last_sync(f'{{"last_indexed_document_count":{given}}}')
@@ -240,6 +254,15 @@ async def test_what_is_no_count_to_elasticsearch(api: Api, given: str) -> None:
         (9, 9, 200, "application/vnd.elasticsearch+json;compatible-with=9"),
         (8, 9, 400, "application/json"),
         (7, 7, 400, "application/json"),
+        (None, "application/vnd.elasticsearch+json", 200, "application/json"),
+        (None, "Application/JSON ; charset=utf-8;", 200, "application/json"),
+        ("text/html,*/*;q=0.8", "application/json", 200, "application/json"),
+        ("text/html", "application/json", 200, "application/json"),
+        (None, "json", 400, "application/json"),
+        (None, "", 400, "application/json"),
+        (None, "application/json; utf-8", 400, "application/json"),
+        (None, "application/json,application/json", 406, "application/json"),
+        ("json", "application/json", 400, "application/json"),
         (None, "text/plain", 406, "application/json"),
         (None, "application/x-www-form-urlencoded", 406, "application/json"),
         (None, None, 406, "application/json"),
@@ -315,7 +338,31 @@ ILLEGAL = (400, "illegal_argument_exception")
                 'Validation Failed: 1: [connector_id] cannot be [null] or [""].;',
             ),
         ),
-        ("GET /_connector/%ff", (*ILLEGAL, "the path is not UTF-8")),
+        (
+            "GET /_connector?size=1_0",
+            (*ILLEGAL, "Failed to parse int parameter [size] with value [1_0]"),
+        ),
+        (
+            "GET /_connector?size=+1",  # a space
+            (*ILLEGAL, "Failed to parse int parameter [size] with value [ 1]"),
+        ),
+        ("GET /_connector/a%%b", (*NOT_FOUND, "connector [a%b] not found")),
+        ("GET /_connector/a+b", (*NOT_FOUND, "connector [a+b] not found")),
+        ("GET /_connector/%ff", (*NOT_FOUND, "connector [\ufffd] not found")),
+        ("GET /%5Fconnector", (400, None, NO_HANDLER.format("/%5Fconnector", "GET"))),
+        ("GET //_connector", (400, None, NO_HANDLER.format("//_connector", "GET"))),
+        (
+            "PUT /_connector/100%",
+            (
+                405,
+                None,
+                "invalid escape sequence at index 3 of: 100%, allowed: [GET, PUT, DELETE]",
+            ),
+        ),
+        (
+            "GET /_connector?query=100%",
+            (400, "bad_parameter_exception", "invalid escape sequence at index 3 of: 100%"),
+        ),
         ("GET /_connector/%00", (*NOT_FOUND, "connector [\0] not found")),
     ],
 )
@@ -325,6 +372,29 @@ async def test_requests_nobody_wrote_down(
     method, path = request_line.split(" ")
     body = STATUS if "_last_sync" in path else None
     assert told(await api.call(method, path, body)) == expected
+
+
+@pytest.mark.parametrize(
+    "request_line", ["GET /", "GET /_connector", "GET /_connector/x", "DELETE /_connector/x"]
+)
+async def test_a_body_where_none_is_read(api: Api, request_line: str) -> None:
+    method, path = request_line.split(" ")
+    answer = await api.call(method, path, "{}")
+    reason = f"request [{request_line}] does not support having a body"
+    assert told(answer) == (*ILLEGAL, reason)
+
+
+@pytest.mark.parametrize(("length", "status"), [(4096, 200), (4097, 400)])
+async def test_a_request_line_has_a_limit(api: Api, length: int, status: int) -> None:
+    rest = len("GET /_connector?query= HTTP/1.1")
+    answer = await api.call("GET", f"/_connector?query={'a' * (length - rest)}")
+    kind = None if status == 200 else "too_long_http_line_exception"
+    assert (answer.status, answer.error_type) == (status, kind)
+
+
+async def test_parameters_may_be_separated_by_semicolons_and_the_last_counts(api: Api) -> None:
+    answer = await api.call("GET", "/_connector?size=5&from=0;size=0;&=x&pretty")
+    assert (answer.status, answer.body["results"]) == (200, [])
 
 
 async def test_a_wrong_method_names_the_right_ones(api: Api) -> None:

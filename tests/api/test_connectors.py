@@ -95,7 +95,6 @@ async def test_no_two_connectors_fill_one_index(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"index_name": "UPPER"}, "must be lowercase"),
         ({"index_name": "_x"}, "must not start with '_', '-', or '+'"),
         ({"index_name": "a b"}, "must not contain the following characters"),
         ({"index_name": ""}, "must not be empty"),
@@ -123,6 +122,19 @@ async def test_a_registration_that_is_not_valid(api: Api, body: dict[str, Any]) 
     assert (await api.call("GET", "/_connector/one")).status == 404
 
 
+@pytest.mark.parametrize("name", ["name", "service_type", "language"])
+async def test_a_text_that_elasticsearch_keeps_as_one_term_has_a_limit(api: Api, name: str) -> None:
+    assert (await put(api, "one", **{name: "\u00e4" * 16_383}))[0] == 201
+    status, answer = await put(api, "one", **{name: "\u00e4" * 16_384})
+    assert (status, answer["error"]["type"]) == (400, "document_parsing_exception")
+    assert (await put(api, "one", description="\u00e4" * 16_384))[0] == 200
+
+
+async def test_an_index_name_may_be_upper_case(api: Api) -> None:
+    """Only making the index refuses it, in Elasticsearch too."""
+    assert (await put(api, "one", index_name="UPPER"))[0] == 201
+
+
 async def test_a_list_is_sorted_by_index_name_and_paged(api: Api) -> None:
     await put(api, "a")
     await put(api, "b", index_name="zz")
@@ -148,7 +160,14 @@ async def test_a_list_is_filtered(api: Api) -> None:
     assert await listed(api, "?query=G*a") == (1, ["c"])
     assert await listed(api, "?query=%5C*") == (0, [])
     assert await listed(api, "?query=(") == (0, [])
-    assert await listed(api, "?query=" + "*" * 200 + "never" + "*a" * 100) == (0, [])
+    for most in (
+        "*" * 200 + "never" + "*a" * 100,
+        "*a" * 2000,
+        "*?" * 2000,
+        "a" * 4000,
+        "(" * 4000,
+    ):
+        assert await listed(api, f"?query={most}") == (0, [])
 
 
 async def test_deleting(api: Api) -> None:

@@ -28,6 +28,8 @@ async def test_the_page_shows_every_route_and_field(api: Api) -> None:
             assert f"<code>{method.upper()} {path}</code>" in page.body
     for name in ("last_sync_status", "sync_cursor", "index_name"):
         assert f"<th>{name}</th>" in page.body
+    assert "null clears" not in page.body
+    assert "<code>&quot;&quot;</code> clears it" in page.body
 
 
 @pytest.mark.slow

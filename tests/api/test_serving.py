@@ -12,7 +12,7 @@ import pytest
 
 from tests.api.conftest import Api, served
 from tests.eventually import eventually
-from worker.api import server, serving
+from worker.api import bodies, serving
 from worker.stores.sql import SqlStore
 
 PUT = "PUT /_connector/my-connector/_last_sync HTTP/1.1\r\nHost: x\r\n"
@@ -23,7 +23,7 @@ BODY = '{"last_sync_status":"completed"}'
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "PATIENCE", 0.3)
-    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.3)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT", 0.3)
 
 
 @asynccontextmanager
@@ -80,7 +80,9 @@ async def test_an_answer_that_nobody_reads_is_given_up(
     monkeypatch.setattr(serving, "ImpatientProtocol", Watched)
     async with served(store) as api:
         for number in range(20):  # more than the kernel's buffers take
-            await api.call("PUT", f"/_connector/{number}", json.dumps({"name": "x" * 900_000}))
+            await api.call(
+                "PUT", f"/_connector/{number}", json.dumps({"description": "x" * 900_000})
+            )
         async with connection(api, limit=1) as (reader, writer):
             writer.write(b"GET /_connector HTTP/1.1\r\nHost: x\r\n\r\n" * requests)
             assert await reader.readexactly(12) == b"HTTP/1.1 200"
@@ -150,10 +152,12 @@ async def test_a_bug_is_a_500_that_says_nothing(
         raise RuntimeError("a secret of the store")
 
     monkeypatch.setattr(SqlStore, "put_last_sync", broken)
-    answer = await api.last_sync(BODY)
+    answer = await api.call("PUT", "/_connector/my%2Dconnector/_last_sync", BODY)
     assert answer.status == 500
     assert answer.body["error"]["reason"] == "the server failed; its log says why"
-    assert "a secret of the store" in capsys.readouterr().out
+    logged = capsys.readouterr().out
+    assert "a secret of the store" in logged
+    assert "path=/_connector/my%2Dconnector" in logged  # ids could hold terminal sequences
 
 
 @pytest.mark.parametrize(

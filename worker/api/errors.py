@@ -19,8 +19,8 @@ class ElasticError(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        error: dict[str, Any] = {"type": self.type, "reason": self.reason, **self.more}
-        error["root_cause"] = [dict(error)]
+        said = {"type": self.type, "reason": self.reason, **self.more}
+        error: dict[str, Any] = {"root_cause": [said], **said}
         if self.caused_by:
             error["caused_by"] = {"type": self.caused_by[0], "reason": self.caused_by[1]}
         return {"error": error, "status": self.status}
@@ -42,8 +42,15 @@ def not_valid(*reasons: str) -> ElasticError:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The names that may have been meant, as Elasticsearch offers them, or nothing."""
-    scored = sorted((-score, name) for name in known if (score := _likeness(word, name)) > NEAR)
+    """The names that may have been meant, as Elasticsearch offers them, or nothing.
+
+    Of a name twice as long, or half, no more than half can be alike: a word of a megabyte would
+    be compared for minutes.
+    """
+    comparable = [name for name in known if NEAR < len(name) / max(len(word), 1) < 1 / NEAR]
+    scored = sorted(
+        (-score, name) for name in comparable if (score := _likeness(word, name)) > NEAR
+    )
     match [name for _, name in scored]:
         case []:
             return ""

@@ -16,6 +16,7 @@ from schemas.last_sync import (
 )
 from schemas.scalars import MAX_ID_BYTES, STATUSES
 from worker.api.errors import ElasticError
+from worker.api.requests import KEYWORDS
 
 Json = dict[str, Any]
 
@@ -67,8 +68,9 @@ _KINDS: Mapping[str, Json] = {
 
 
 def _last_sync() -> Json:
-    properties = {
-        name: {**_KINDS[name], "description": LastSync.model_fields[name].description}
+    texts = {name: str(LastSync.model_fields[name].description) for name in LAST_SYNC_FIELDS}
+    properties = {  # null is for events; here it leaves alone
+        name: {**_KINDS[name], "description": texts[name].replace("null clears", '`""` clears')}
         for name in LAST_SYNC_FIELDS
     }
     return {
@@ -93,7 +95,11 @@ def _registration() -> Json:
         "description": "The index that it fills; no two connectors fill the same.",
     }
     native = {"enum": [True, False, "true", "false"], "description": "Does Elastic run it?"}
-    properties: Json = {name: {**_TEXT, "description": text} for name, text in texts.items()} | {
+    short = {**_TEXT, "maxLength": MAX_ERROR_BYTES}
+    properties: Json = {
+        name: {**(short if name in KEYWORDS else _TEXT), "description": text}
+        for name, text in texts.items()
+    } | {
         "index_name": index,
         "is_native": native,
     }

@@ -24,17 +24,20 @@ REGISTER = "connector_put_request"
 MAX_DEPTH = 64  # of a document; deeper ones would be a burden to every reader of the store
 MAX_LONG = 2**63
 MAX_INDEX = 255  # bytes of an index name
+MAX_OFFSET = timedelta(hours=18)  # of a time from UTC
 
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|/\*.*?\*/|//[^\n]*', re.DOTALL)
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,9})?", re.ASCII)
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d\d)(?::(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?"
-    r"(?:(Z)|([+-])(\d\d)(?::?(\d\d)(?::?(\d\d))?)?)?",
+    r"(?:Z|([+-])(\d\d)(?:(?P<colon>:?)(\d\d)(?:(?P=colon)(\d\d))?)?)?",
     re.ASCII,
 )
 # Four digits alone are a year to Elasticsearch, which it then refuses for want of a day.
-_MILLISECONDS = re.compile(r"-\d{4}|-?(?:\d{1,3}|\d{5,18})(?:\.\d{1,6})?", re.ASCII)
+_MILLISECONDS = re.compile(r"(?!-?\d{4}$)-?\d{1,18}(?:\.\d{0,6})?", re.ASCII)
+KEYWORDS = {"language", "name", "service_type"}  # a description is split into words
+NOTHING = object()  # a body of spaces and comments
 _identifier = TypeAdapter(Identifier)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMATS = "strict_date_optional_time||epoch_millis"
@@ -51,7 +54,7 @@ def parsed(raw: bytes) -> Any:
         raise unparsable(f"Invalid UTF-8 at byte {error.start}") from None
     text = _COMMENT.sub(lambda match: match[1] or " ", text).lstrip(" \t\r\n")
     if not text:
-        return None
+        return NOTHING
     _refuse_deep(text)
     try:
         return _decoder.raw_decode(text)[0]
@@ -110,7 +113,11 @@ def last_sync(body: Any) -> dict[str, JsonValue]:
 
 def registration(body: Any) -> Registration:
     """What a request says of a connector."""
-    found = Registration(**_fields(REGISTER, _REGISTER, body))
+    fields = _fields(REGISTER, _REGISTER, body)
+    for name, value in fields.items():
+        if problem := unstorable(value):
+            raise failed(REGISTER, name, problem)
+    found = Registration(**fields)
     problems = []
     if found.index_name is not None and (problem := _index_problem(found.index_name)):
         reason = f"Invalid index name [{found.index_name}], {problem}"
@@ -122,6 +129,8 @@ def registration(body: Any) -> Registration:
         )
     if problems:
         raise not_valid(*problems)
+    for name in KEYWORDS & fields.keys():
+        _refuse_immense(name, fields[name])
     return found
 
 
@@ -131,7 +140,7 @@ class _TimeError(ValueError):
 
 def _fields(parser: str, rules: Mapping[str, tuple[set[str], Reader]], body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
-        found = "null" if body is None else _token(body)
+        found = "null" if body is NOTHING else _token(body)
         raise unparsable(f"[{parser}] Expected START_OBJECT but was: {found}")
     fields = {}
     for name, value in body.items():
@@ -173,10 +182,9 @@ def _status(_: str, value: str) -> str:
 
 def _count(_: str, value: Any) -> int:
     """A number, or a text of one, cut to an integer; it has to fit into 64 bits."""
-    text = str(value)
-    if not _NUMBER.fullmatch(text):
+    if not _NUMBER.fullmatch(str(value)):
         raise ValueError(f'For input string: "{value}"')
-    number = Decimal(text)
+    number = Decimal(value)  # of a float all its digits
     if number.adjusted() > 19 or not -MAX_LONG <= int(number) < MAX_LONG:  # noqa: PLR2004 - digits
         raise ValueError(f"Value [{value}] is out of range for a long")
     return int(number)
@@ -191,23 +199,22 @@ def _time(_: str, value: str) -> str:
     match = _TIME.fullmatch(value)
     if match is None:
         raise _TimeError(f"failed to parse date field [{value}] with format [{_FORMATS}]")
-    *parts, fraction, _, sign, hours, minutes, seconds = match.groups()
+    *parts, fraction, sign, hours, _, minutes, seconds = match.groups()
     try:
         year, month, day, hour, minute, second = (int(part or 0) for part in parts)
         local = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
-        offset = timedelta(hours=_up_to(18, hours), minutes=_up_to(59, minutes))
-        offset += timedelta(seconds=_up_to(59, seconds))
+        offset = _offset(int(hours or 0), int(minutes or 0), int(seconds or 0))
     except ValueError as error:
         raise _TimeError(f"failed to parse date field [{value}]: {error}") from None
     moment = _moved(local, offset if sign == "-" else -offset, value)
     return _printed(moment, (fraction or "").ljust(9, "0"))
 
 
-def _up_to(most: int, text: str | None) -> int:
-    number = int(text or 0)
-    if number > most:
-        raise ValueError(f"[{text}] is more than {most}")
-    return number
+def _offset(hours: int, minutes: int, seconds: int) -> timedelta:
+    offset = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    if max(minutes, seconds) > 59 or offset > MAX_OFFSET:  # noqa: PLR2004 - as on a clock
+        raise ValueError(f"its offset must be in -{MAX_OFFSET}..+{MAX_OFFSET}")
+    return offset
 
 
 def _moved(moment: datetime, by: timedelta, value: str) -> datetime:
@@ -265,7 +272,6 @@ _INDEX_RULES: tuple[tuple[Callable[[str], Any], str], ...] = (
     (lambda name: name[0] in "_-+", "must not start with '_', '-', or '+'"),
     (lambda name: len(name.encode("utf-8", "surrogatepass")) > MAX_INDEX, "name is too long"),
     (lambda name: name in {".", ".."}, "must not be '.' or '..'"),
-    (lambda name: name.lower() != name, "must be lowercase"),
 )
 
 
@@ -288,16 +294,21 @@ def _stored(name: str, value: Any) -> Any:
         return f"{second}.{fraction[:6]:0<6}Z"
     if isinstance(value, int) and value < 0:
         raise failed(LAST_SYNC, name, f"[{value}] is negative: nothing can have been counted")
-    if name in ERROR_FIELDS and len(value.encode("utf-8", "surrogatepass")) > MAX_ERROR_BYTES:
+    if name in ERROR_FIELDS:
+        _refuse_immense(name, value)
+    if problem := unstorable(value):
+        raise failed(LAST_SYNC, name, problem)
+    return value
+
+
+def _refuse_immense(name: str, text: str) -> None:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_ERROR_BYTES:
         raise ElasticError(
             400,
             "document_parsing_exception",
             f'Document contains at least one immense term in field="{name}" (whose UTF8 encoding'
             f" is longer than the max length {MAX_ERROR_BYTES}), all of which were skipped.",
         )
-    if problem := unstorable(value):
-        raise failed(LAST_SYNC, name, problem)
-    return value
 
 
 def unstorable(value: Any) -> str | None:

@@ -1,93 +1,36 @@
 """The server's door: one request in, one answer out, both as Elasticsearch has them."""
 
-import asyncio
 import hmac
 import json
 import secrets
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 import structlog
-from pydantic import JsonValue
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from schemas.last_sync import LAST_SYNC_TIMES
-from worker.api import media_types, requests
-from worker.api.errors import ElasticError, illegal_argument, not_valid, suggestion
+from worker.api import bodies, media_types, requests, urls
+from worker.api.calls import Call
+from worker.api.documents import document
+from worker.api.errors import ElasticError, illegal_argument, not_valid
 from worker.api.openapi import DOCUMENT, PAGE
 from worker.errors import LastSyncError, TransientError
-from worker.stores.base import Connector, Registration, Wanted
+from worker.stores.base import Wanted
 from worker.stores.sql import IndexNameTakenError, RejectedError, SqlStore
 
-MAX_BODY = 1024 * 1024  # bytes, also after decompression
-BODY_TIMEOUT = 30.0  # seconds
-PAGE_SIZE = 100
-MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
-EVERYWHERE = frozenset({"pretty", "human", "error_trace", "filter_path", "format"})
-FLAGS = ("pretty", "human", "error_trace", "include_deleted", "hard", "delete_sync_jobs")
+COMPRESSION = 3  # Elasticsearch's; while it lasts, nobody else is answered
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")  # the order in which they are listed
 VERSION = "9.5.0"  # the release whose answers are given here
 INDEX = ".elastic-connectors-v1"  # where Elasticsearch keeps its connectors
+MAX_LINE = 4096  # bytes of a request's first; Elasticsearch's http.max_initial_line_length
+PAGE_SIZE = 100
+MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A request that has been read."""
-
-    path: str
-    query: Mapping[str, str]
-    body: bytes
-
-    def flag(self, name: str) -> bool:
-        value = self.query.get(name, "false")
-        if value not in {"", "true", "false"}:
-            raise illegal_argument(
-                f"Failed to parse value [{value}] as only [true] or [false] are allowed."
-            )
-        return value != "false"
-
-    def number(self, name: str, default: int) -> int:
-        if name not in self.query:
-            return default
-        text = self.query[name]
-        try:
-            number = int(text) if text.isascii() else None
-        except ValueError:
-            number = None
-        if number is None or abs(number) >= 2**31:
-            raise illegal_argument(
-                f"Failed to parse int parameter [{name}] with value [{text}]",
-                ("number_format_exception", f'For input string: "{text}"'),
-            )
-        if number < 0:
-            raise illegal_argument(f"Parameter [{name}] cannot be negative but was [{number}]")
-        return number
-
-    def names(self, name: str) -> list[str]:
-        return [each for each in self.query.get(name, "").split(",") if each]
-
-    def refuse_unknown(self, *known: str) -> None:
-        names = EVERYWHERE | set(known)
-        unknown = sorted(set(self.query) - names)
-        if unknown:
-            listed = ", ".join(
-                f"[{name}]" + suggestion(name, names).replace(" did", " -> did", 1)
-                for name in unknown
-            )
-            plural = "s" if len(unknown) > 1 else ""
-            raise illegal_argument(
-                f"request [{self.path}] contains unrecognized parameter{plural}: {listed}"
-            )
-        for name in FLAGS:
-            self.flag(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +52,13 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        pretty = "pretty" in request.query_params and request.query_params["pretty"] != "false"
+        query: Mapping[str, str] = {}
         media_type = media_types.JSON
         try:
+            uri = _uri(request)
+            query = _parameters(scope["query_string"])
             media_type = media_types.answered(request.headers)
-            answer = await self._answer(request)
+            answer = await self._answer(request, uri, query)
         except ClientDisconnect:
             return
         except ElasticError as error:
@@ -125,51 +70,39 @@ class Door:
             log.warning("api.store_away", text=str(error))
             answer = Answer(status=503, body=_AWAY.body())
         except Exception:
-            log.exception("api.failed", method=request.method, path=scope["path"])
+            log.exception("api.failed", method=request.method, path=scope["raw_path"].decode())
             answer = Answer(status=500, body=_FAILED.body())
         if isinstance(answer.body, str):
             response: Response = HTMLResponse(answer.body)
         else:
-            response = _response(answer, media_type, pretty=pretty)
+            response = _response(answer, media_type, pretty=query.get("pretty", "false") != "false")
         if request.method == "HEAD":
             response.body = b""
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request, uri: str, query: Mapping[str, str]) -> Answer:
         """Nothing of a body is read before its sender is let in."""
-        uri = request.scope["raw_path"].decode()
-        if request.url.query:
-            uri += f"?{request.url.query}"
-        handlers, names = self._route(request.scope["raw_path"])
+        raw_path = request.scope["raw_path"]
+        handlers, raw_ids = _route(raw_path)
         handler = handlers.get(request.method)
         if handler not in _OPEN:
             self._admit(request, uri)
         if handler is None:
             return _unhandled(uri, request.method, handlers)
-        raw = await _read(request)
+        try:
+            *ids, path = [urls.decoded(each) for each in (*raw_ids, raw_path)]
+        except ValueError as error:
+            return _wrong_method(str(error), handlers)
+        raw = await bodies.read(request)
         if raw:
             media_types.refuse_disagreeing(request.headers)
         if raw and (problem := media_types.refuse_unreadable(request.headers)):
             return Answer(status=406, body={"error": problem, "status": 406})
-        query = dict(parse_qsl(request.url.query, keep_blank_values=True))
-        return await handler(self, Call(path=request.scope["path"], query=query, body=raw), *names)
-
-    def _route(self, raw_path: bytes) -> tuple[Mapping[str, Handler], list[str]]:
-        """What the path answers, by method, and the names in it; nothing where it is unknown."""
-        try:
-            path = [unquote_to_bytes(part).decode() for part in raw_path.rstrip(b"/").split(b"/")]
-        except UnicodeDecodeError:
-            raise illegal_argument("the path is not UTF-8") from None
-        match path[1:]:
-            case ["_connector", id_, "_last_sync"]:
-                return {"PUT": Door.last_sync}, [id_]
-            case ["_connector", id_]:
-                return {"GET": Door.get, "PUT": Door.put, "DELETE": Door.delete}, [id_]
-            case [name] if name in _FIXED:
-                return _FIXED[name], []
-            case []:
-                return {"GET": Door.info, "HEAD": Door.info}, []
-        return {}, []
+        if raw and handler not in _READING:
+            raise illegal_argument(
+                f"request [{request.method} {path}] does not support having a body"
+            )
+        return await handler(self, Call(path=path, query=query, body=raw), *ids)
 
     def _admit(self, request: Request, uri: str) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -214,7 +147,8 @@ class Door:
 
     async def put(self, call: Call, id_: str = "") -> Answer:
         """Register a connector under an id, or replace it; without an id it is given one."""
-        registration = _registration(call)
+        body = requests.parsed(call.body) if call.body else {}
+        registration = requests.registration(body)
         call.refuse_unknown()
         id_ = id_ or secrets.token_urlsafe(15)
         try:
@@ -289,12 +223,14 @@ class Door:
         return Answer(body=PAGE)
 
 
-_FIXED: Mapping[str, Mapping[str, Handler]] = {
-    "_connector": {"GET": Door.connectors, "POST": Door.put, "PUT": Door.put},
-    "_health": {"GET": Door.health},
-    "openapi.json": {"GET": Door.openapi},
-    "docs": {"GET": Door.page},
+_FIXED: Mapping[bytes, Mapping[str, Handler]] = {
+    b"": {"GET": Door.info, "HEAD": Door.info},
+    b"/_connector": {"GET": Door.connectors, "POST": Door.put, "PUT": Door.put},
+    b"/_health": {"GET": Door.health},
+    b"/openapi.json": {"GET": Door.openapi},
+    b"/docs": {"GET": Door.page},
 }
+_READING = {Door.last_sync, Door.put}
 _OPEN = {Door.health, Door.openapi, Door.page}
 _LISTING = (
     "from",
@@ -305,7 +241,6 @@ _LISTING = (
     "query",
     "include_deleted",
 )
-_LAST = {"Connection": "close"}
 _AWAY = ElasticError(
     503, "no_shard_available_action_exception", "the connector store is away: try again later"
 )
@@ -313,56 +248,37 @@ _FAILED = ElasticError(500, "exception", "the server failed; its log says why")
 
 
 def application(store: SqlStore, keys: Sequence[str] = ()) -> ASGIApp:
-    return GZipMiddleware(Door(store=store, keys=keys), minimum_size=1024)
+    door = Door(store=store, keys=keys)
+    return GZipMiddleware(door, minimum_size=1024, compresslevel=COMPRESSION)
 
 
-async def _read(request: Request) -> bytes:
-    """The body, decompressed. What is left unread of it, the server drops."""
-    chunks, size = [], 0
-    if int(request.headers.get("content-length", "0")) > MAX_BODY:
-        raise _too_long(request)
+def _route(raw_path: bytes) -> tuple[Mapping[str, Handler], list[bytes]]:
+    """What the path answers, by method, and the id in it; nothing where it is unknown."""
+    path = raw_path.rstrip(b"/")
+    match path.split(b"/"):
+        case [b"", b"_connector", id_, b"_last_sync"]:
+            return {"PUT": Door.last_sync}, [id_]
+        case [b"", b"_connector", id_]:
+            return {"GET": Door.get, "PUT": Door.put, "DELETE": Door.delete}, [id_]
+    return _FIXED.get(path, {}), []
+
+
+def _uri(request: Request) -> str:
+    """The URI as it was sent, which has to fit into a line."""
+    query = request.scope["query_string"]
+    uri = str((request.scope["raw_path"] + (b"?" + query if query else b"")).decode())
+    if len(f"{request.method} {uri} HTTP/1.1") > MAX_LINE:
+        reason = f"An HTTP line is larger than {MAX_LINE} bytes."
+        raise ElasticError(400, "too_long_http_line_exception", reason)
+    return uri
+
+
+def _parameters(query_string: bytes) -> Mapping[str, str]:
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_BODY:
-                    raise _too_long(request)
-    except TimeoutError:
-        reason = f"the body did not arrive within {BODY_TIMEOUT:g} s"
-        raise ElasticError(408, "timeout_exception", reason, headers=_LAST) from None
-    return _decompressed(b"".join(chunks), request)
-
-
-def _decompressed(body: bytes, request: Request) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding == "identity" or not body:
-        return body
-    if encoding != "gzip":
-        raise ElasticError(
-            415, "status_exception", f"Content-Encoding [{encoding}] is not supported"
-        )
-    reader = zlib.decompressobj(wbits=31)  # the format of gzip
-    try:
-        body = reader.decompress(body, MAX_BODY + 1)
-    except zlib.error:
-        raise _not_gzip() from None
-    if len(body) > MAX_BODY:
-        raise _too_long(request)
-    if not reader.eof:
-        raise _not_gzip()
-    return body
-
-
-def _not_gzip() -> ElasticError:
-    return illegal_argument("the body is not gzip, as its Content-Encoding says")
-
-
-def _too_long(request: Request) -> ElasticError:
-    reason = f"the body is longer than {MAX_BODY} bytes"
-    # A client that asked whether to send the body may do so or not: nothing can follow it.
-    headers = _LAST if "expect" in request.headers else {}
-    return ElasticError(413, "content_too_long_exception", reason, headers=headers)
+        return urls.parameters(query_string)
+    except ValueError as error:
+        cause = "illegal_argument_exception", str(error)
+        raise ElasticError(400, "bad_parameter_exception", str(error), cause) from None
 
 
 def _response(answer: Answer, media_type: str, *, pretty: bool) -> Response:
@@ -382,75 +298,24 @@ def _response(answer: Answer, media_type: str, *, pretty: bool) -> Response:
 
 
 def _unhandled(uri: str, method: str, handlers: Mapping[str, Handler]) -> Answer:
-    allowed = sorted(handlers, key=METHODS.index)
-    headers = {"allow": ",".join(allowed)} if allowed else {}
     if method == "OPTIONS":
-        return Answer(headers=headers)
-    if not allowed:
+        return Answer(headers=_allow(handlers))
+    if not handlers:
         text = f"no handler found for uri [{uri}] and method [{method}]"
         return Answer(status=400, body={"error": text})
-    text = (
-        f"Incorrect HTTP method for uri [{uri}] and method [{method}],"
-        f" allowed: [{', '.join(allowed)}]"
-    )
-    return Answer(status=405, body={"error": text, "status": 405}, headers=headers)
+    return _wrong_method(f"Incorrect HTTP method for uri [{uri}] and method [{method}]", handlers)
 
 
-def _registration(call: Call) -> Registration:
-    registration = (
-        requests.registration(requests.parsed(call.body)) if call.body else Registration()
-    )
-    for name, value in asdict(registration).items():
-        if problem := requests.unstorable(value):
-            raise requests.failed(requests.REGISTER, name, problem)
-    return registration
+def _wrong_method(what: str, handlers: Mapping[str, Handler]) -> Answer:
+    """Elasticsearch says so of an id with a broken escape, too."""
+    allow = _allow(handlers)
+    text = f"{what}, allowed: [{allow['allow'].replace(',', ', ')}]"
+    return Answer(status=405, body={"error": text, "status": 405}, headers=allow)
+
+
+def _allow(handlers: Mapping[str, Handler]) -> Mapping[str, str]:
+    return {"allow": ",".join(sorted(handlers, key=METHODS.index))} if handlers else {}
 
 
 def _not_found(id_: str) -> ElasticError:
     return ElasticError(404, "resource_not_found_exception", f"connector [{id_}] not found")
-
-
-def document(connector: Connector, registration: Registration) -> dict[str, JsonValue]:
-    """A connector as Elasticsearch prints it."""
-    return {
-        "id": connector.id,
-        "configuration": {},
-        "custom_scheduling": {},
-        "description": registration.description,
-        "filtering": [{"domain": "DEFAULT", "active": _rules(), "draft": _rules()}],
-        "index_name": registration.index_name,
-        "is_native": bool(registration.is_native),
-        "language": registration.language,
-        "name": registration.name or "",
-        "scheduling": {
-            kind: {"enabled": False, "interval": "0 0 0 * * ?"}
-            for kind in ("access_control", "full", "incremental")
-        },
-        "service_type": registration.service_type,
-        "status": "needs_configuration" if registration.is_native else "created",
-        "sync_now": False,
-        **{name: _printed(name, value) for name, value in sorted(connector.fields.items())},
-    }
-
-
-def _rules() -> dict[str, JsonValue]:
-    rule: dict[str, JsonValue] = {
-        "field": "_",
-        "id": "DEFAULT",
-        "order": 0,
-        "policy": "include",
-        "rule": "regex",
-        "value": ".*",
-    }
-    return {
-        "advanced_snippet": {"value": {}},
-        "rules": [rule],
-        "validation": {"errors": [], "state": "valid"},
-    }
-
-
-def _printed(name: str, value: JsonValue) -> JsonValue:
-    """Times with three digits where that is all there is: `…08.231Z`."""
-    if name in LAST_SYNC_TIMES and isinstance(value, str) and value.endswith("000Z"):
-        return f"{value[:-4]}Z"
-    return value
