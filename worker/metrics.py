@@ -1,10 +1,10 @@
 """What Prometheus is told: counted once a batch, labels bounded, no connector ids."""
 
 import time
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import prometheus_client as prometheus
@@ -42,8 +42,9 @@ class BatchHistogram:
 
     def observe(self, values: list[float]) -> None:
         counts, total = self._found
-        bounds = self._bounds
-        more = Counter([bisect_left(bounds, value) for value in values])
+        values = sorted(values)
+        ends = [bisect_right(values, bound) for bound in self._bounds]
+        more = Counter({at: n - m for at, (m, n) in enumerate(pairwise([0, *ends]))})
         self._found = counts + more, total + sum(values)  # whole, for the thread that reads it
 
     def collect(self) -> Iterator[Metric]:
@@ -209,11 +210,14 @@ class Metrics:
             if seconds:
                 self._steps.labels(step).observe(seconds)
         now = time.time()
+        applied = {
+            id(v) for v, _ in pipeline.distinct(batch.verdicts) if pipeline.name(v) == "applied"
+        }
         self._delays.observe(
             [
                 max(0.0, now - read.occurred_at)
                 for read, verdict in zip(batch.reads, batch.verdicts, strict=True)
-                if isinstance(read, Update) and pipeline.name(verdict) == "applied"
+                if id(verdict) in applied and isinstance(read, Update)
             ]
         )
 
