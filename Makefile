@@ -13,7 +13,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint format bench docs lock clean
+.PHONY: help demo test test-slow lint format bench bench-gate docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,8 +36,11 @@ format: $(VENV)/dev.stamp  ## lay the code out
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/dev.stamp  ## drain 100,000 events beside a loop that only fetches and validates
-	$(BIN)/python -m benchmarks.drain
+bench: $(VENV)/dev.stamp  ## the benchmarks of docs/performance.md, small (BENCH="--full drain" takes more)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-gate: $(VENV)/dev.stamp  ## fail when an event costs far more CPU than it should (a minute)
+	$(BIN)/python -m benchmarks gate
 
 docs: $(VENV)/dev.stamp  ## write the generated documents again
 	$(BIN)/python -m docs.generate
