@@ -16,7 +16,7 @@ IMAGE_EXTRAS = api elasticsearch otel postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow container-test stack-test lint format bench docs lock clean
+.PHONY: help demo test test-slow container-test stack-test lint format bench bench-gate docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -47,8 +47,11 @@ format: $(VENV)/dev.stamp  ## lay the code out
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/dev.stamp  ## drain 100,000 events beside a loop that only fetches and validates
-	$(BIN)/python -m benchmarks.drain
+bench: $(VENV)/dev.stamp  ## the benchmarks of docs/performance.md, small (BENCH="--full drain" takes more)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-gate: $(VENV)/dev.stamp  ## fail when an event costs far more CPU than it should (a minute)
+	$(BIN)/python -m benchmarks gate
 
 docs: $(VENV)/dev.stamp  ## write the generated documents again
 	$(BIN)/python -m docs.generate

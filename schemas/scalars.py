@@ -21,12 +21,12 @@ JOB_TYPES: tuple[str, ...] = get_args(JobType)
 MAX_COUNT = 2**63 - 1
 MAX_ID_BYTES = 512
 
-# Most times end in Z: `datetime.fromisoformat` is the fastest way there. It knows the calendar but
-# takes more than RFC 3339 does, so the patterns leave it nothing else to decide.
+# Most times are in UTC: `datetime.fromisoformat` is the fastest way there. It knows the calendar
+# but takes more than RFC 3339 does, so the patterns leave it nothing else to decide.
 _DATE_TIME = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
 )
-_IN_UTC = rf"^{_DATE_TIME}Z$"
+_IN_UTC = rf"^{_DATE_TIME}(?:Z|[+-]00:00)$"
 _WITH_OFFSET = rf"^{_DATE_TIME}(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$"
 _ASCII_ID = r"^(?:\.*[ -\-/-~][ -~]*|\.{3,})$"
 _ID = r"^(?:\.*[^.\p{Cc}]\P{Cc}*|\.{3,})$"

@@ -29,7 +29,9 @@ from schemas.scalars import MAX_ID_BYTES, Identifier, Time
 
 __all__ = ["REASONS", "SKEW", "Invalid", "Reason", "Record", "SyncFinished", "decode"]
 
+_MICROSECOND = timedelta(microseconds=1)
 SKEW = timedelta(minutes=5)  # how far two honest clocks may differ
+SKEW_US = SKEW // _MICROSECOND
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RANK: Mapping[str, int] = {
     "pending": 0,
@@ -42,7 +44,6 @@ RANK: Mapping[str, int] = {
 }
 RANK_WITHOUT_STATUS = 1
 
-_SKEW_US = SKEW // timedelta(microseconds=1)
 _EMPTY = LastSync()
 
 
@@ -120,7 +121,7 @@ class SyncFinished(BaseModel):
         Times are UTC text such as `2024-11-09T15:13:08.231000Z`; long errors are cut.
         """
         if self.job is not None:
-            return job_fields(self.job, self.occurred_at)
+            return job_fields(self.job.__dict__, self.occurred_at)
         return payload_fields(self.last_sync or _EMPTY)
 
     @property
@@ -139,11 +140,9 @@ class SyncFinished(BaseModel):
     @property
     def rank(self) -> int:
         """How far along a sync's life the status is: decides between events of equal `at`."""
-        if self.job is not None:
-            return RANK[self.job.status]
-        payload = self.last_sync or _EMPTY
-        statuses = (payload.last_sync_status, payload.last_access_control_sync_status)
-        return max((RANK[s] for s in statuses if s is not None), default=RANK_WITHOUT_STATUS)
+        return (
+            RANK[self.job.status] if self.job else payload_rank((self.last_sync or _EMPTY).__dict__)
+        )
 
     def to_record(self, framing: Framing = "plain", *, source: str | None = None) -> Record:
         """Give key, value and headers to publish.
@@ -223,10 +222,18 @@ def _json(document: dict[str, Any]) -> bytes:
 _validate: Callable[[Any], SyncFinished] = SyncFinished.__pydantic_validator__.validate_python
 
 
+def payload_rank(payload: Mapping[str, Any]) -> int:
+    """Give the highest rank among the statuses that a payload carries."""
+    statuses = (
+        payload.get("last_sync_status"),
+        payload.get("last_access_control_sync_status"),
+    )
+    return max((RANK[s] for s in statuses if s is not None), default=RANK_WITHOUT_STATUS)
+
+
 def microseconds(moment: datetime) -> int:
     """Count microseconds since the epoch, exactly."""
-    since = moment - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinished | Invalid:
@@ -249,7 +256,7 @@ def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinis
         problem = refusal(value) or event
     elif (frame is not PLAIN or _unread(document, event)) and not storable(document):
         problem = refusal(value) or _explained(ValueError("no store can keep it"))
-    elif microseconds(event.occurred_at) - now > _SKEW_US:
+    elif microseconds(event.occurred_at) - now > SKEW_US:
         problem = _in_future(event, frame)
     else:
         return event

@@ -58,3 +58,16 @@ def test_a_held_batch_is_not_remembered_until_it_has_passed() -> None:
 
 def test_a_share_of_one_releases_it() -> None:
     assert breaker(share=1).trips(batch(bad=1000, good=0)) is None
+
+
+def test_a_batch_larger_than_the_window_is_looked_at_in_parts() -> None:
+    flood_at_the_start = batch(bad=20, good=0) + batch(bad=0, good=40, start=100)
+    assert breaker(window=20).trips(flood_at_the_start) == (20, 20)
+    sparse = [pair for n in range(100) for pair in batch(bad=1, good=19, start=100 * n)]
+    assert breaker(window=20).trips(sparse) is None
+
+
+def test_of_a_batch_larger_than_the_window_its_end_is_remembered() -> None:
+    watching = breaker(window=40)
+    watching.passed(batch(bad=40, good=0) + batch(bad=0, good=30, start=100))
+    assert watching.trips(batch(bad=10, good=0, start=200)) is None

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.facts import Facts, facts
 from schemas.last_sync import LAST_SYNC_FIELDS
-from schemas.sync_finished import SyncFinished, decode
 from tests import oracle
 from worker.merge import (
     RESET_RANK,
@@ -324,9 +324,9 @@ def event(event_id: str, occurred_at: datetime, **content: Any) -> dict[str, Any
 
 
 def read(raw: dict[str, Any]) -> Update:
-    decoded = decode(json.dumps(raw).encode(), now=2**53)
-    assert isinstance(decoded, SyncFinished), decoded
-    return Update.from_event(decoded)
+    found = facts(json.dumps(raw).encode(), now=2**53)
+    assert isinstance(found, Facts), found
+    return Update.from_facts(found)
 
 
 jobs = st.fixed_dictionaries(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
 from schemas import document
+from schemas.facts import Facts, facts, facts_of
 from schemas.last_sync import LAST_SYNC_FIELDS, LastSync, SyncJob
 from schemas.reasons import REASONS
 from schemas.scalars import JOB_TYPES, STATUSES
@@ -99,14 +100,26 @@ def binary(data: Any = None, **changes: Any) -> tuple[bytes, list[tuple[str, byt
     return json.dumps(CLOUD_EVENT["data"] if data is None else data).encode(), headers
 
 
+def decoded_alike(value: bytes | None, headers: Headers, now: int) -> SyncFinished | Invalid:
+    """Decode, and see that the worker's shorter way comes to the same."""
+    decoded, found = decode(value, headers, now=now), facts(value, headers, now=now)
+    if isinstance(decoded, Invalid):
+        assert found == decoded
+    else:
+        assert isinstance(found, Facts), found
+        assert found == facts_of(decoded)
+        assert list(found.fields) == sorted(found.fields)
+    return decoded
+
+
 def accepted(value: bytes, headers: Headers = (), *, now: int = NOW) -> SyncFinished:
-    decoded = decode(value, headers, now=now)
+    decoded = decoded_alike(value, headers, now)
     assert isinstance(decoded, SyncFinished), decoded
     return decoded
 
 
 def refused(value: bytes | None, headers: Headers = (), *, now: int = NOW) -> Invalid:
-    decoded = decode(value, headers, now=now)
+    decoded = decoded_alike(value, headers, now)
     assert isinstance(decoded, Invalid), decoded
     assert decoded.reason in REASONS
     assert decoded.message.isprintable(), decoded.message

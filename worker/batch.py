@@ -40,4 +40,4 @@ class Batch:
     @property
     def failures(self) -> list[int]:
         """Indexes of the records that would be dead-lettered."""
-        return [i for i, verdict in enumerate(self.verdicts) if pipeline.failed(verdict)]
+        return pipeline.failures(self.verdicts)

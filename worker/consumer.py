@@ -32,7 +32,7 @@ from worker.breaker import Breaker
 from worker.errors import OffsetsLostError, StalledError, TransientError
 from worker.health import Health
 from worker.lag import Lag
-from worker.merge import Outcome, Update
+from worker.merge import Update
 from worker.metrics import Cause
 from worker.pipeline import Origin
 from worker.retry import backoff
@@ -251,7 +251,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 await self._until_done(
                     "the dead-letter topic", lambda: self._publish(batch, letters)
                 )
-            self._breaker.passed(self._seen(batch))
+            self._breaker.passed(self._seen(batch, self._breaker.window))
             await self._until_done("the commit", lambda: self._commit(batch))
         self._report(batch)
 
@@ -331,7 +331,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._hold_back_a_flood(batch)
 
     def _hold_back_a_flood(self, batch: Batch) -> None:
-        if flood := self._breaker.trips(self._seen(batch)):
+        if batch.failures and (flood := self._breaker.trips(self._seen(batch, len(batch.records)))):
             bad, connectors = flood
             reasons = Counter(pipeline.reason(batch.verdicts[i]) for i in batch.failures)
             raise FloodError(
@@ -343,13 +343,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             )
 
     @staticmethod
-    def _seen(batch: Batch) -> list[tuple[str | bytes | None, bool]]:
-        return [
-            (pipeline.subject(record, read), pipeline.failed(verdict))
-            for record, read, verdict in zip(
-                batch.records, batch.reads, batch.verdicts, strict=True
-            )
-        ]
+    def _seen(batch: Batch, last: int) -> list[tuple[str | bytes | None, bool]]:
+        """The last events of the batch as the breaker looks at them."""
+        bad = set(batch.failures)
+        start = max(0, len(batch.records) - last)
+        pairs = zip(batch.records[start:], batch.reads[start:], strict=True)
+        return [(pipeline.subject(*pair), i in bad) for i, pair in enumerate(pairs, start)]
 
     def _dead_letters(self, batch: Batch) -> list[DeadLetter]:
         now = datetime.now(UTC)
@@ -404,7 +403,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             for record, read in zip(batch.records, batch.reads, strict=True)
             if pipeline.key_differs(record, read)
         ]
-        reused = sum(isinstance(v, Outcome) and v.reused for v in batch.verdicts)
+        reused = pipeline.reused(batch.verdicts)
         self._metrics.batch_done(batch, outcomes, mismatched=len(mismatched), reused=reused)
         log.info(
             "batch.done",

@@ -1,10 +1,10 @@
 """What Prometheus is told: counted once a batch, labels bounded, no connector ids."""
 
 import time
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import prometheus_client as prometheus
@@ -13,7 +13,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from schemas.reasons import REASONS
 from worker import pipeline
 from worker.batch import STEPS, Batch
-from worker.merge import Outcome, Update
+from worker.merge import Update
 
 Cause = Literal["store", "dead_letter_topic", "commit", "flood", "broker"]
 CommitResult = Literal["done", "dropped", "failed"]
@@ -42,8 +42,9 @@ class BatchHistogram:
 
     def observe(self, values: list[float]) -> None:
         counts, total = self._found
-        bounds = self._bounds
-        more = Counter([bisect_left(bounds, value) for value in values])
+        values = sorted(values)
+        ends = [bisect_right(values, bound) for bound in self._bounds]
+        more = Counter({at: n - m for at, (m, n) in enumerate(pairwise([0, *ends]))})
         self._found = counts + more, total + sum(values)  # whole, for the thread that reads it
 
     def collect(self) -> Iterator[Metric]:
@@ -57,10 +58,12 @@ class BatchHistogram:
 
 def _delays(batch: Batch, now: float) -> list[float]:
     """Seconds from `occurred_at` until now of what was applied; a clock may be ahead of ours."""
+    kinds = pipeline.distinct(batch.verdicts)
+    applied = {id(verdict) for verdict, _ in kinds if pipeline.name(verdict) == "applied"}
     return [
         delay if (delay := now - read.occurred_at) > 0 else 0.0
         for read, verdict in zip(batch.reads, batch.verdicts, strict=True)
-        if isinstance(verdict, Outcome) and verdict.name == "applied" and isinstance(read, Update)
+        if id(verdict) in applied and isinstance(read, Update)
     ]
 
 

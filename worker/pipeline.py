@@ -1,13 +1,14 @@
 """Pure steps between the topic and the store: records to updates, verdicts to dead letters."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from schemas.dead_letter import DeadLetter
-from schemas.sync_finished import Invalid, decode
+from schemas.facts import facts
+from schemas.reasons import Invalid
 from worker.merge import Outcome, Update
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -47,8 +48,8 @@ class Origin:
 
 def read(record: Event, now: int) -> Update | Invalid:
     """The update that a record asks for; `now` is in microseconds since the epoch."""
-    event = decode(record.value, record.headers, now=now)
-    return event if isinstance(event, Invalid) else Update.from_event(event)
+    found = facts(record.value, record.headers, now=now)
+    return found if isinstance(found, Invalid) else Update.from_facts(found)
 
 
 def failed(verdict: Verdict) -> bool:
@@ -64,9 +65,31 @@ def reason(verdict: Verdict) -> str:
     return verdict.reason if isinstance(verdict, Invalid) else verdict.name
 
 
-def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+def distinct(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, int]]:
+    """Each object once, with how often it is there: of thousands most are one of a few."""
+    objects = dict(zip(map(id, verdicts), verdicts, strict=True))
+    return [(objects[which], n) for which, n in Counter(map(id, verdicts)).items()]
+
+
+def failures(verdicts: Sequence[Verdict]) -> list[int]:
+    """Indexes of the records that have to become dead letters."""
+    bad = {id(verdict) for verdict, _ in distinct(verdicts) if failed(verdict)}
+    return [i for i, verdict in enumerate(verdicts) if id(verdict) in bad] if bad else []
+
+
+def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many records had each outcome; all outcomes, so that every log line has them."""
-    return dict.fromkeys(OUTCOMES, 0) | Counter(map(name, verdicts))
+    found = dict.fromkeys(OUTCOMES, 0)
+    for verdict, n in distinct(verdicts):
+        found[name(verdict)] += n
+    return found
+
+
+def reused(verdicts: Sequence[Verdict]) -> int:
+    """How many events had the id of another event, and other content."""
+    return sum(
+        n for verdict, n in distinct(verdicts) if isinstance(verdict, Outcome) and verdict.reused
+    )
 
 
 def subject(record: Record, read: Update | Invalid) -> str | bytes | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from schemas.last_sync import LAST_SYNC_TIMES
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, STATE, STORE, Row
+from worker.stores.rows import CONNECTORS, COUNTS, STATE, STORE, Row
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 OPEN_TIMEOUT = 3.5  # seconds
@@ -63,6 +63,12 @@ _MISCONFIGURED = {
 }
 _REJECTED = ("22", "23")
 
+# What is no text, by its column.
+_KINDS = {
+    **dict.fromkeys(LAST_SYNC_TIMES, "timestamptz"),
+    **dict.fromkeys(COUNTS, "bigint"),
+    **dict.fromkeys(("sync_cursor", "stamps"), "json"),
+}
 _TIMES = [
     place for place, column in enumerate(STATE) if column.name in {*LAST_SYNC_TIMES, "deleted_at"}
 ]
@@ -109,9 +115,28 @@ def _dialect(url: str) -> Dialect:
         then=".*{}",
         sent=_sent,
         received=_received,
+        merge=_merge,
         errors=lambda: translated(url),
         refusals=(),
     )
+
+
+def _merge(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, tuple[list[Any], ...]]:
+    """Send an array a column, in one statement: times and JSON as text, which the server reads."""
+    kinds = {column: _KINDS.get(column, "text") for column in (*columns, "stamps", "id")}
+    arrays = ", ".join(
+        f"${n}::{'bigint' if kind == 'bigint' else 'text'}[]"
+        for n, kind in enumerate(kinds.values(), 1)
+    )
+    settings = ", ".join(
+        f"{column} = merged.{column}::{kinds[column]}" for column in (*columns, "stamps")
+    )
+    statement = (
+        f"UPDATE {CONNECTORS.name} SET {settings}"  # noqa: S608 - names of columns
+        f" FROM unnest({arrays}) AS merged ({', '.join(kinds)})"
+        f" WHERE {CONNECTORS.name}.id = merged.id"
+    )
+    return statement, tuple(map(list, zip(*rows, strict=True)))
 
 
 def _sent(row: Row) -> Row:

@@ -10,7 +10,8 @@ reset's stamp does, and where the field is among `"absent"`: a reset took the va
 stamp is later than the reset's and stayed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +21,16 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
 from schemas.last_sync import LAST_SYNC_FIELDS, LAST_SYNC_TIMES
-from worker.merge import RESET_RANK, Stamp, State
+from worker.merge import (
+    APPLIED,
+    CONNECTOR_NOT_FOUND,
+    RESET_RANK,
+    Outcome,
+    Stamp,
+    State,
+    Update,
+    fold,
+)
 from worker.stores.base import Registration
 
 # SQLite keeps as text what PostgreSQL has types for, and compares text by code point anyway.
@@ -28,9 +38,10 @@ ID = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 TIME = Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 JSON = Text().with_variant(postgresql.JSON(), "postgresql")
 
+COUNTS = ("last_deleted_document_count", "last_indexed_document_count")
+
 _TYPES: dict[str, TypeEngine[Any]] = {
-    "last_deleted_document_count": BigInteger(),
-    "last_indexed_document_count": BigInteger(),
+    **dict.fromkeys(COUNTS, BigInteger()),
     "sync_cursor": JSON,
     **dict.fromkeys(LAST_SYNC_TIMES, TIME),
 }
@@ -54,6 +65,10 @@ REGISTRATION = [CONNECTORS.c[field.name] for field in fields(Registration)]
 STATE = [column for column in CONNECTORS.c if column not in set(REGISTRATION)]
 
 Row = Sequence[Any]  # values in the order of STATE, times as UTC text
+Change = tuple[tuple[str, ...], Row]  # columns; their values in a row, then its stamps and its id
+
+MERGING = [CONNECTORS.c.id, CONNECTORS.c.stamps, CONNECTORS.c.deleted_at.is_not(None)]
+KEPT: Any = object()  # stands for a value that stays in its row as it is, and was not read
 
 _PLACES = {column.name: place for place, column in enumerate(STATE)}
 
@@ -66,18 +81,99 @@ def row_of(connector_id: str, state: State, deleted_at: str | None) -> Row:
 
 def state_of(row: Row) -> State:
     """Read the state back from a row that begins with the columns of STATE."""
-    kept = from_json(row[_PLACES["stamps"]])
+    present, stamps = _read(row[_PLACES["stamps"]])
+    fields = {name: row[_PLACES[name]] for name in present}
+    if cursor_text := fields.get("sync_cursor"):
+        fields["sync_cursor"] = from_json(cursor_text)
+    return State(fields=fields, stamps=stamps, deleted=row[_PLACES["deleted_at"]] is not None)
+
+
+def merging_state_of(row: Row) -> State:
+    """Read what merging takes from a row of the columns of MERGING; each value is `KEPT`."""
+    _, stamps_text, gone = row
+    present, stamps = _read(stamps_text)
+    return State(fields=dict.fromkeys(present, KEPT), stamps=stamps, deleted=gone)
+
+
+def merged_batch(
+    rows: Iterable[Row], updates: Sequence[Update]
+) -> tuple[list[Change], list[Outcome]]:
+    """Merge updates into rows of MERGING; gives what changed, and the outcomes of `fold_batch`."""
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, update in enumerate(updates):
+        places[update.connector_id].append(place)
+    outcomes = [CONNECTOR_NOT_FOUND] * len(updates)
+    changes = []
+    for row in rows:
+        mine = places[row[0]]
+        change, found = _merged(row, [updates[place] for place in mine])
+        if change is not None:
+            changes.append(change)
+        for place, outcome in zip(mine, found, strict=True):
+            outcomes[place] = outcome
+    return changes, outcomes
+
+
+def _merged(row: Row, updates: Sequence[Update]) -> tuple[Change | None, list[Outcome]]:
+    if overtaking := _overtaken(row, updates):
+        return overtaking, [APPLIED] * len(updates)
+    before = merging_state_of(row)
+    after, outcomes = fold(before, updates)
+    if after is None or after is before:
+        return None, outcomes
+    gained = {
+        name: after.fields[name]
+        for name in LAST_SYNC_FIELDS  # in one order, so that many rows share a statement
+        if after.fields.get(name, KEPT) is not KEPT
+    }
+    return _change(row[0], gained, _stamps_text(after)), outcomes
+
+
+def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
+    """Merge the shorter way where each update is later than all before it; else None.
+
+    Such an update, and most are, wins all of its fields whatever they hold.
+    """
+    connector_id, stamps_text, gone = row
+    kept = from_json(stamps_text)
+    if gone or not updates or len(kept) > 1:
+        return None
+    groups: list[Sequence[Any]] = kept["stamps"]
+    gained: Mapping[str, Any] = {}
+    for update in updates:
+        stamp, fields = update.stamp, update.fields
+        names, rest = list(fields), []
+        for group in groups:
+            at, _, event_id, _, others = group
+            if at >= stamp.at or event_id == stamp.event_id:  # `fold` tells what else it may be
+                return None
+            if others != names and (others := [name for name in others if name not in fields]):
+                rest.append((*group[:4], others))
+        if not names:
+            return None
+        groups = [*rest, (*stamp, names)]
+        gained = {**gained, **fields} if gained else fields
+    return _change(connector_id, gained, to_json({"stamps": groups}).decode())
+
+
+def _change(connector_id: str, gained: Mapping[str, Any], stamps_text: str) -> Change:
+    if (cursor := gained.get("sync_cursor")) is not None:
+        gained = {**gained, "sync_cursor": to_json(cursor).decode()}
+    return tuple(gained), (*gained.values(), stamps_text, connector_id)
+
+
+def _read(stamps_text: str) -> tuple[list[str], dict[str, Stamp]]:
+    """Give the names of the fields that have a value, and the stamps of all that have one."""
+    kept = from_json(stamps_text)
     present: list[str] = []
     stamps: dict[str, Stamp] = {}
     for at, rank, event_id, digest, names in kept["stamps"]:
         stamps.update(dict.fromkeys(names, Stamp(at, rank, event_id, digest)))
         if rank < RESET_RANK:
             present += names
-    absent = kept.get("absent", ())
-    fields = {name: row[_PLACES[name]] for name in present if name not in absent}
-    if cursor_text := fields.get("sync_cursor"):
-        fields["sync_cursor"] = from_json(cursor_text)
-    return State(fields=fields, stamps=stamps, deleted=row[_PLACES["deleted_at"]] is not None)
+    if absent := kept.get("absent"):
+        present = [name for name in present if name not in absent]
+    return present, stamps
 
 
 def grouped(stamps: Mapping[str, Stamp]) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ What differs between databases is in a `Dialect`; the statements are SQLAlchemy 
 import asyncio
 import re
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -40,7 +41,17 @@ from worker.merge import (
     registered,
 )
 from worker.stores.base import Connector, Difference, Registration, Wanted
-from worker.stores.rows import CONNECTORS, REGISTRATION, STATE, Row, row_of, state_of
+from worker.stores.rows import (
+    CONNECTORS,
+    MERGING,
+    REGISTRATION,
+    STATE,
+    Row,
+    merged_batch,
+    merging_state_of,
+    row_of,
+    state_of,
+)
 
 PAGE = 500  # connectors read at once by a listing
 TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
@@ -70,6 +81,8 @@ class Dialect:
     then: str  # the regular expression for "any text, and then {}"
     sent: Callable[[Row], Row]  # a row of `rows.row_of`, as the driver takes it
     received: Callable[[Row], Row]  # and back
+    # The statement, and its values, that set these columns and then `stamps` by `id`, in rows.
+    merge: Callable[[Sequence[str], Sequence[Row]], tuple[str, Any]]
     errors: Callable[[], AbstractContextManager[None]]  # the driver's errors become ours
     refusals: tuple[type[Exception], ...]  # that the driver raises for content it cannot send
 
@@ -92,8 +105,8 @@ class SqlStore:
         upsert = _upsert(dialect).compile(dialect=engine.dialect, column_keys=names)
         self._upsert = upsert.string
         self._select = select(*STATE).where(dialect.has_id)
-        # In one order everywhere: two writers would else wait for each other, each with one row.
-        self._lock = self._select.order_by(CONNECTORS.c.id).with_for_update()
+        self._select_stamps = select(*MERGING).where(dialect.has_id)
+        self._lock, self._lock_stamps = map(_locking, (self._select, self._select_stamps))
 
     @property
     def store_id(self) -> str:
@@ -104,21 +117,19 @@ class SqlStore:
             return []
         try:
             async with self._writing() as connection:
-                states = await self._load(connection, {u.connector_id for u in updates})
-                changed, outcomes = fold_batch(states, updates)
-                await self._write(connection, changed)
-                return outcomes
+                rows = await self._load(connection, _ids(updates), self._lock_stamps)
+                return await self._merge(connection, rows, updates)
         except RejectedError:
             return await self._apply_bisecting(updates)
 
     async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
         async with self._reading() as connection:
-            states = await self._read(connection, {u.connector_id for u in updates})
-        return fold_batch(states, updates)[1]
+            rows = await self._rows(connection, self._select_stamps, _ids(updates))
+        return fold_batch({row[0]: merging_state_of(row) for row in rows}, updates)[1]
 
     async def add(self, connector_ids: Sequence[str]) -> list[bool]:
         async with self._writing(self._dialect.begin_add) as connection:
-            states = await self._load(connection, connector_ids)
+            states = self._states(await self._load(connection, connector_ids, self._lock))
             changed, answers = register_batch(states, connector_ids)
             await self._write(connection, changed)
             return answers
@@ -126,7 +137,7 @@ class SqlStore:
     async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
         now = time.time_ns() // 1000
         async with self._writing() as connection:
-            states = await self._load(connection, connector_ids)
+            states = self._states(await self._load(connection, connector_ids, self._lock))
             changed, answers = delete_batch(states, connector_ids, now)
             await self._write(connection, changed, deleted_at=_text_of(now))
             await self._describe(connection, changed, Registration())
@@ -134,8 +145,8 @@ class SqlStore:
 
     async def get(self, connector_id: str) -> Connector | None:
         async with self._reading() as connection:
-            states = await self._read(connection, [connector_id])
-        state = states.get(connector_id)
+            rows = await self._rows(connection, self._select, [connector_id])
+        state = self._states(rows).get(connector_id)
         if state is None or state.deleted:
             return None
         return Connector(id=connector_id, fields=state.fields)
@@ -160,7 +171,8 @@ class SqlStore:
     ) -> bool | None:
         """Set the fields as `merge.put` does; true where a value changed, None where no one is."""
         async with self._writing() as connection:
-            state = (await self._load(connection, [connector_id])).get(connector_id)
+            rows = await self._load(connection, [connector_id], self._lock)
+            state = self._states(rows).get(connector_id)
             if state is None or state.deleted:
                 return None
             after, changed = put(state, connector_id, fields, time.time_ns() // 1000)
@@ -175,7 +187,8 @@ class SqlStore:
         """
         async with self._writing(self._dialect.begin_add) as connection:
             await self._refuse_taken(connection, connector_id, registration.index_name)
-            state = (await self._load(connection, [connector_id])).get(connector_id)
+            rows = await self._load(connection, [connector_id], self._lock)
+            state = self._states(rows).get(connector_id)
             new = state is None
             if state is not None and not state.deleted:
                 state = deleted(state, time.time_ns() // 1000)
@@ -262,40 +275,37 @@ class SqlStore:
 
     async def _apply_bisecting(self, updates: Sequence[Update]) -> list[Outcome]:
         async with self._writing() as connection:
-            states = await self._load(connection, {u.connector_id for u in updates})
-            return await self._bisect(connection, states, updates)
+            await self._load(connection, _ids(updates), self._lock_stamps)
+            return await self._bisect(connection, updates)
 
     async def _bisect(
-        self, connection: AsyncConnection, states: dict[str, State], updates: Sequence[Update]
+        self, connection: AsyncConnection, updates: Sequence[Update]
     ) -> list[Outcome]:
-        changed, outcomes = fold_batch(states, updates)
+        rows = await self._rows(connection, self._select_stamps, _ids(updates))
         try:
             async with connection.begin_nested():  # PostgreSQL goes on after an error only so
-                await self._write(connection, changed)
+                return await self._merge(connection, rows, updates)
         except RejectedError as error:
             if len(updates) == 1:
                 return [Outcome("rejected", str(error))]
             half = len(updates) // 2
-            first = await self._bisect(connection, states, updates[:half])
-            return first + await self._bisect(connection, states, updates[half:])
-        states.update(changed)
-        return outcomes
+            first = await self._bisect(connection, updates[:half])
+            return first + await self._bisect(connection, updates[half:])
 
     async def _load(
-        self, connection: AsyncConnection, connector_ids: Iterable[str]
-    ) -> dict[str, State]:
+        self, connection: AsyncConnection, connector_ids: Iterable[str], query: Select[Any]
+    ) -> Sequence[Row]:
         """Read what is about to be written, and keep other writers out until the end."""
-        return await self._states(connection, self._lock, connector_ids)
+        return await self._rows(connection, query, connector_ids)
 
-    async def _read(
-        self, connection: AsyncConnection, connector_ids: Iterable[str]
-    ) -> dict[str, State]:
-        return await self._states(connection, self._select, connector_ids)
-
-    async def _states(
+    async def _rows(
         self, connection: AsyncConnection, query: Select[Any], connector_ids: Iterable[str]
-    ) -> dict[str, State]:
-        rows = await connection.execute(query, {"ids": self._dialect.ids(connector_ids)})
+    ) -> Sequence[Row]:
+        found = await connection.execute(query, {"ids": self._dialect.ids(connector_ids)})
+        rows: Sequence[Row] = found.all()
+        return rows
+
+    def _states(self, rows: Iterable[Row]) -> dict[str, State]:
         return {row[0]: self._state_of(row) for row in rows}
 
     def _state_of(self, row: Row) -> State:
@@ -317,6 +327,23 @@ class SqlStore:
             except self._refusals as error:
                 raise RejectedError(str(error)) from error
 
+    async def _merge(
+        self, connection: AsyncConnection, rows: Iterable[Row], updates: Sequence[Update]
+    ) -> list[Outcome]:
+        """Write what the updates change, one statement for all rows that gain the same fields."""
+        alike: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
+        with self._dialect.errors():
+            try:
+                changes, outcomes = merged_batch(rows, updates)
+                for columns, row in changes:
+                    alike[columns].append(row)
+                for columns, alike_rows in alike.items():
+                    statement, values = self._dialect.merge(columns, alike_rows)
+                    await connection.exec_driver_sql(statement, values)
+            except self._refusals as error:
+                raise RejectedError(str(error)) from error
+        return outcomes
+
     def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._transaction(self._dialect.begin_read)
 
@@ -333,6 +360,15 @@ class SqlStore:
                 if begin is not None:
                     await connection.exec_driver_sql(begin)
                 yield connection
+
+
+def _locking(query: Select[Any]) -> Select[Any]:
+    # In one order everywhere: two writers would else wait for each other, each with one row.
+    return query.order_by(CONNECTORS.c.id).with_for_update()
+
+
+def _ids(updates: Sequence[Update]) -> set[str]:
+    return {update.connector_id for update in updates}
 
 
 def _registration(values: Row) -> Registration:

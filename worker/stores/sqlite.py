@@ -6,7 +6,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, STORE
+from worker.stores.rows import CONNECTORS, STORE, Row
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
+CACHE_KIB = 8_192
+CHECKPOINT_PAGES = 8_192  # 32 MiB of log: a large batch touches thousands of pages, most again
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's writer
 
 _TRANSIENT = {
@@ -54,7 +56,7 @@ async def open_sqlite(url: str, *, make: bool = True) -> AsyncIterator[SqlStore]
         # The driver would begin a transaction by itself, but only before the first write.
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
     )
-    event.listen(engine.sync_engine, "connect", _set_synchronous)
+    event.listen(engine.sync_engine, "connect", _set_up)
     event.listen(engine.sync_engine, "invalidate", _roll_back)
     try:
         yield SqlStore(engine, _dialect(url), store_id=store_id, revision=HEAD)
@@ -77,9 +79,15 @@ def _dialect(url: str) -> Dialect:
         then="(?>.*?{})",  # never tried twice: Python's engine would take exponential time
         sent=lambda row: row,
         received=lambda row: row,
+        merge=_merge,
         errors=lambda: translated(url),
         refusals=(OverflowError, UnicodeEncodeError),
     )
+
+
+def _merge(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, list[Row]]:
+    settings = ", ".join(f"{column} = ?" for column in (*columns, "stamps"))
+    return f"UPDATE {CONNECTORS.name} SET {settings} WHERE id = ?", list(rows)  # noqa: S608
 
 
 @contextmanager
@@ -141,9 +149,11 @@ def _may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _set_synchronous(connection: Any, _: Any) -> None:
+def _set_up(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     cursor.close()
 
 

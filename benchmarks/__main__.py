@@ -1,0 +1,292 @@
+"""Run the benchmarks: all, or those that are named.
+
+Contenders take turns in rounds, each in a fresh process; a ratio is that of one round. `--full`
+takes the sizes of docs/performance.md, without it a run takes minutes.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import delay
+from benchmarks.contenders import Job
+from benchmarks.events import Load
+from benchmarks.stage import Stage, Table, environment, finished, opened, say, started
+
+LAST_SYNC = Path(sys.executable).with_name("last-sync")
+STORES = ("sqlite", "postgresql")
+PACKAGES = ("aiokafka", "asyncpg", "pydantic", "sqlalchemy")
+
+# Times the calibration loop's CPU. Measured are about 6, and 7 on a machine that is busy with other
+# things; before the fast path it was 12.
+GATE = 9.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    rounds: int
+    events: int
+    memory: int
+    letters: int
+    seconds: int
+    connectors: int
+
+
+SMALL = Size(rounds=3, events=50_000, memory=100_000, letters=10_000, seconds=5, connectors=100_000)
+FULL = Size(
+    rounds=5, events=400_000, memory=2_000_000, letters=100_000, seconds=60, connectors=1_000_000
+)
+
+
+def drain(stage: Stage, size: Size) -> None:
+    """The worker beside a loop that fetches and validates, and beside a plain bulk loop."""
+    table, load = Table(), Load(events=size.events)
+    for _ in range(size.rounds):
+        table.add("calibration", stage.run("calibrate", load))
+        for kind in STORES:
+            table.add(f"worker, {kind}", stage.run("worker", load, kind))
+            table.add(f"bulk loop, {kind}", stage.run(f"bulk_{kind}", load, kind))
+    table.show()
+
+
+def peers(stage: Stage, size: Size) -> None:
+    """Workers that handle one event after the other, and FastStream, on the same PostgreSQL."""
+    table, load = Table(), Load(events=size.events)
+    contenders = {"per event": "per_event"}
+    if shutil.which("faststream", path=str(LAST_SYNC.parent)):
+        contenders |= {"FastStream, message": "faststream_message"}
+        contenders |= {"FastStream, batch": "faststream_batch"}
+    else:
+        say("  FastStream is not installed: pip install --group bench")
+    for _ in range(size.rounds):
+        table.add("worker, postgresql", stage.run("worker", load, "postgresql"))
+        for name, contender in contenders.items():
+            events = size.events if contender == "faststream_batch" else 3_000
+            table.add(name, stage.run(contender, load, "postgresql", events=events))
+    table.show()
+
+
+def two(stage: Stage, size: Size) -> None:
+    """Two workers of one group on one PostgreSQL, against one."""
+    table, load = Table(), Load(events=size.events)
+    for _ in range(size.rounds):
+        table.add("one worker", stage.run("worker", load, "postgresql"))
+        topics, store = stage.topic(load), stage.store("postgresql", load)
+        job = Job(
+            bootstrap=stage.kafka.bootstrap,
+            topic=topics.source,
+            dlq=topics.dlq,
+            group=topics.group,
+            store=store,
+        )
+        both = [finished(process) for process in [started("worker", job) for _ in range(2)]]
+        events = sum(each["events"] for each in both)
+        span = max(each["ended"] for each in both) - min(each["began"] for each in both)
+        cpu = sum(each["cpu_us"] * each["events"] for each in both) / events
+        peak = max(each["peak_mb"] for each in both)
+        table.add("two workers", {"rate": events / span, "cpu_us": cpu, "peak_mb": peak})
+    table.show()
+
+
+def poison(stage: Stage, size: Size) -> None:
+    """One event in a hundred is for a connector that nobody registered."""
+    table = Table()
+    for _ in range(size.rounds):
+        for share in (0.0, 0.01):
+            load = Load(events=size.events, poison=share)
+            table.add(f"{share:.0%} poison, sqlite", stage.run("worker", load, "sqlite"))
+    table.show()
+
+
+def replay(stage: Stage, size: Size) -> None:
+    """Replay dead letters, against draining as many events."""
+    table, load = Table(), Load(events=size.letters)
+    for _ in range(size.rounds):
+        table.add("drain, sqlite", stage.run("worker", load, "sqlite"))
+        topics, store = stage.letters(load, "sqlite")
+        stage.topics[Load(events=0)] = topics
+        table.add("replay, sqlite", stage.run("replay", Load(events=0), store=store))
+    table.show()
+
+
+def batches(stage: Stage, size: Size) -> None:
+    """Batches of one size or another, SQLite."""
+    table = Table()
+    for _ in range(size.rounds):
+        for batch in (2_000, 500, 100, 10, 1):
+            load = Load(events=min(size.events, 20_000 if batch >= 100 else 2_000))
+            figures = stage.run("worker", load, "sqlite", batch_size=batch)
+            table.add(f"batches of {batch:,}", figures)
+    table.show()
+
+
+def sizes(stage: Stage, size: Size) -> None:
+    """Events of one size or another, SQLite."""
+    table = Table()
+    for _ in range(size.rounds):
+        for length, events in ((375, size.events), (4_096, 20_000), (65_536, 2_000)):
+            load = Load(events=min(size.events, events), size=length)
+            table.add(f"events of {length:,} bytes", stage.run("worker", load, "sqlite"))
+    table.show()
+
+
+def partitions(stage: Stage, size: Size) -> None:
+    """Topics of one partition or many, SQLite."""
+    table = Table()
+    for _ in range(size.rounds):
+        for count in (4, 1, 16, 64):
+            load = Load(events=min(size.events, 100_000), partitions=count)
+            table.add(f"{count} partitions", stage.run("worker", load, "sqlite"))
+    table.show()
+
+
+def connectors(stage: Stage, size: Size) -> None:
+    """Stores with few connectors or many."""
+    table = Table()
+    for _ in range(size.rounds):
+        for kind in STORES:
+            for count in (10_000, size.connectors):
+                load = Load(events=min(size.events, 100_000), connectors=count)
+                table.add(f"{count:,}, {kind}", stage.run("worker", load, kind))
+    table.show()
+
+
+def memory(stage: Stage, size: Size) -> None:
+    """Resident memory of `last-sync run --drain` itself, over a long drain."""
+    load = Load(events=size.memory)
+    topics, store = stage.topic(load), stage.store("sqlite", load)
+    process = subprocess.Popen(
+        [LAST_SYNC, "run", "--drain"],
+        stderr=subprocess.DEVNULL,
+        env=environment(
+            LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS=stage.kafka.bootstrap,
+            LAST_SYNC_KAFKA_TOPIC=topics.source,
+            LAST_SYNC_KAFKA_DEAD_LETTER_TOPIC=topics.dlq,
+            LAST_SYNC_KAFKA_GROUP_ID=topics.group,
+            LAST_SYNC_STORE_URL=store,
+        ),
+    )
+    seen = []
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        text = status.read_text()
+        if "VmRSS:" in text:
+            seen.append((time.monotonic(), int(text.partition("VmRSS:")[2].split()[0]) / 1024))
+        time.sleep(0.1)
+    assert process.returncode == 0
+    later = seen[len(seen) // 3 :]  # it has warmed up by then
+    slope = statistics.linear_regression(*zip(*later, strict=True)).slope * 60
+    peak = max(mb for _, mb in seen)
+    print(f"\n{size.memory:,} events: peak {peak:.0f} MB resident, slope {slope:+.2f} MB a minute")
+
+
+def delays(stage: Stage, size: Size) -> None:
+    """From the broker's acknowledgement to the row and to the offset, at 100 events a second."""
+    print(f"\n{'':24} {'row visible, ms':>20} {'offset committed, ms':>22}")
+    load = Load(events=0)
+    for name, contender in (("worker", "worker_for_ever"), ("bulk loop", "bulk_for_ever")):
+        topics, store = stage.topic(load), stage.store("postgresql", load)
+        job = Job(
+            bootstrap=stage.kafka.bootstrap,
+            topic=topics.source,
+            dlq=topics.dlq,
+            group=topics.group,
+            store=store,
+        )
+        process = started(contender, job)
+        try:
+            rows, offsets = asyncio.run(delay.measure(job, size.seconds))
+        finally:
+            process.terminate()
+            process.wait()
+        shown = [
+            f"p50 {p50:.1f}, p99 {p99:.1f}" for p50, p99 in map(delay.percentiles, (rows, offsets))
+        ]
+        print(f"{name:24} {shown[0]:>20} {shown[1]:>22}")
+
+
+def imports(stage: Stage, size: Size) -> None:
+    """How long a person waits for a command."""
+    topics = stage.topic(Load(events=0))
+    settings = environment(
+        LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS=stage.kafka.bootstrap,
+        LAST_SYNC_KAFKA_TOPIC=topics.source,
+        LAST_SYNC_KAFKA_DEAD_LETTER_TOPIC=topics.dlq,
+    )
+    print()
+    for command in (["--help"], ["dlq", "list"]):
+        took = []
+        for _ in range(5 * size.rounds):
+            began = time.perf_counter()
+            subprocess.run([LAST_SYNC, *command], check=True, capture_output=True, env=settings)
+            took.append(1000 * (time.perf_counter() - began))
+        print(
+            f"last-sync {' '.join(command):14} median {statistics.median(took):.0f} ms "
+            f"({min(took):.0f}-{max(took):.0f})"
+        )
+
+
+def gate(stage: Stage, _: Size) -> None:
+    """Fail when an event costs far more CPU than committed, in the best of three rounds."""
+    table, load = Table(), Load(events=30_000)
+    for _round in range(3):
+        table.add("calibration", stage.run("calibrate", load))
+        table.add("worker, sqlite", stage.run("worker", load, "sqlite"))
+    table.show()
+    cost = min(table.ratios("worker, sqlite", "calibration", "cpu_us"))
+    if cost > GATE:
+        raise SystemExit(
+            f"an event costs the worker {cost:.1f} times the CPU of the calibration loop, and"
+            f" {GATE} is the bound: find the change that did it (make bench BENCH=drain)"
+        )
+
+
+def machine() -> str:
+    cpus = Path("/proc/cpuinfo").read_text()
+    model = cpus.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{os.cpu_count()} CPUs, {model}; Python {platform.python_version()}; {packages}"
+
+
+SCENARIOS: dict[str, Callable[[Stage, Size], None]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        *(drain, peers, two, poison, replay, batches, sizes, partitions, connectors, memory),
+        *(delays, imports, gate),
+    )
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--full", action="store_true", help="the sizes of docs/performance.md")
+    parser.add_argument("--rounds", type=int, help="rounds of each scenario")
+    parser.add_argument("--events", type=int, help="events of a drain")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.scenarios) - SCENARIOS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(SCENARIOS)}")
+    whole = FULL if chosen.full else SMALL
+    given = {name: value for name in ("rounds", "events") if (value := getattr(chosen, name))}
+    size = Size(**{name: given.get(name, getattr(whole, name)) for name in Size.__slots__})
+    print(machine())
+    with opened() as stage:
+        for name in chosen.scenarios or (each for each in SCENARIOS if each != "gate"):
+            print(f"\n# {name}: {SCENARIOS[name].__doc__}", flush=True)
+            SCENARIOS[name](stage, size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""Who is measured. Each runs in a process of its own and prints its figures as JSON.
+
+All read one topic from its beginning to the end that it has at the start. A figure counts from the
+first batch that is done to the last, so that joining a group and warming up are nobody's cost.
+"""
+
+import asyncio
+import json
+import logging
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import asyncpg
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from pydantic import BaseModel, SecretStr
+
+from worker import app
+from worker.replay import Signature
+from worker.settings import Settings
+from worker.stores import open_store
+from worker.watchdog import Watchdog
+
+BATCH = 500  # records that the plain loops fetch at once
+
+
+@dataclass(kw_only=True)
+class Job:
+    """Where a contender reads and writes."""
+
+    bootstrap: str
+    topic: str
+    dlq: str = ""
+    group: str = ""
+    store: str = ""
+    batch_size: int = 0  # the worker's; 0 is its default
+    events: int = 0  # after which a contender stops; the worker stops at the end of the topic
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """Notes each batch that is done."""
+
+    notes: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def done(self, events: int) -> None:
+        self.notes.append((events, time.perf_counter(), time.process_time()))
+
+    def figures(self) -> dict[str, float]:
+        (_, began, cpu_before), *rest = self.notes
+        _, ended, cpu_after = rest[-1]
+        events = sum(count for count, _, _ in rest)
+        return {
+            "events": sum(count for count, _, _ in self.notes),
+            "began": began,
+            "ended": ended,
+            "rate": events / (ended - began),
+            "cpu_us": 1e6 * (cpu_after - cpu_before) / events,
+            "peak_mb": peak_mb(),
+        }
+
+
+def peak_mb() -> float:
+    """Of this process; `getrusage` would begin with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+class SyncJob(BaseModel):
+    """A job as one would write it down, without this project's rules."""
+
+    id: str | None = None
+    job_type: Literal["full", "incremental", "access_control"]
+    status: Literal[
+        "canceling", "canceled", "completed", "error", "in_progress", "pending", "suspended"
+    ]
+    error: str | None = None
+    scheduled_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    indexed_document_count: int | None = None
+    deleted_document_count: int | None = None
+
+
+class Event(BaseModel):
+    """The event in the same way: what the calibration loop and the plain ones validate."""
+
+    event_id: str
+    connector_id: str
+    occurred_at: datetime
+    job: SyncJob
+
+
+async def fetched(
+    job: Job,
+    meter: Meter,
+    handle: Callable[[AIOKafkaConsumer, Sequence[Any]], Any],
+    *,
+    for_ever: bool = False,
+) -> None:
+    """Fetch 500 at once until the end of the topic; `handle` takes each batch."""
+    client = AIOKafkaConsumer(
+        job.topic,
+        bootstrap_servers=job.bootstrap,
+        group_id=job.group or None,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    await client.start()
+    try:
+        left = job.events
+        while left > 0 or for_ever:
+            polled = await client.getmany(timeout_ms=500, max_records=BATCH)
+            records = [record for found in polled.values() for record in found]
+            if records:
+                await handle(client, records)
+                meter.done(len(records))
+                left -= len(records)
+    finally:
+        await client.stop()
+
+
+async def calibrate(job: Job, meter: Meter) -> None:
+    """Fetch and validate, nothing else."""
+
+    async def handle(_: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+        for record in records:
+            Event.model_validate_json(record.value)
+
+    await fetched(job, meter, handle)
+
+
+async def fetch(job: Job, meter: Meter) -> None:
+    """Fetch, nothing else."""
+
+    async def handle(_: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+        pass
+
+    await fetched(job, meter, handle)
+
+
+NAMES = ("id", "at", "status", "error", "scheduled_at", "synced", "indexed", "deleted")
+TABLE = (
+    "CREATE TABLE plain (id TEXT PRIMARY KEY, at {time}, status TEXT, error TEXT,"
+    " scheduled_at {time}, synced {time}, indexed BIGINT, deleted BIGINT)"
+)
+UPSERT = (
+    f"INSERT INTO plain ({', '.join(NAMES)}) {{values}} ON CONFLICT (id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in NAMES[1:])
+    + " WHERE excluded.at > plain.at"
+)
+
+
+def row(event: Event) -> tuple[Any, ...]:
+    job = event.job
+    return (
+        event.connector_id,
+        event.occurred_at,
+        job.status,
+        job.error,
+        job.scheduled_at,
+        job.completed_at,
+        job.indexed_document_count,
+        job.deleted_document_count,
+    )
+
+
+async def bulk_sqlite(job: Job, meter: Meter) -> None:
+    """A plain bulk loop: one upsert a batch, and the commit."""
+    database = sqlite3.connect(job.store.removeprefix("sqlite:///"), isolation_level=None)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database.execute(TABLE.format(time="TEXT"))
+    upsert = UPSERT.format(values=f"VALUES ({', '.join('?' * len(NAMES))})")
+    times = [NAMES.index(name) for name in ("at", "scheduled_at", "synced")]
+
+    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+        rows = [list(row(Event.model_validate_json(record.value))) for record in records]
+        for each in rows:
+            for place in times:
+                each[place] = each[place].isoformat()
+        database.execute("BEGIN IMMEDIATE")
+        database.executemany(upsert, rows)
+        database.execute("COMMIT")
+        await client.commit()
+
+    await fetched(job, meter, handle)
+
+
+KINDS = ("text", "timestamptz", "text", "text", "timestamptz", "timestamptz", "bigint", "bigint")
+ARRAYS = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(KINDS, 1))
+UPSERT_ARRAYS = UPSERT.format(values=f"SELECT * FROM unnest({ARRAYS})")
+UPDATE = (
+    f"UPDATE plain SET {', '.join(f'{name} = ${n}' for n, name in enumerate(NAMES[1:], 2))}"
+    " WHERE id = $1 AND coalesce(at < $2, true)"
+)
+
+
+def columns(events: Sequence[Event]) -> list[list[Any]]:
+    """The newest event of each connector, an array a column."""
+    newest = {event.connector_id: event for event in sorted(events, key=lambda e: e.occurred_at)}
+    return list(map(list, zip(*map(row, newest.values()), strict=True)))
+
+
+async def bulk_postgresql(job: Job, meter: Meter, *, for_ever: bool = False) -> None:
+    """The same: one INSERT with an array a column."""
+    database = await asyncpg.connect(job.store)
+    await database.execute(TABLE.format(time="TIMESTAMPTZ"))
+
+    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+        events = [Event.model_validate_json(record.value) for record in records]
+        await database.execute(UPSERT_ARRAYS, *columns(events))
+        await client.commit()
+
+    await fetched(job, meter, handle, for_ever=for_ever)
+    await database.close()
+
+
+async def per_event(job: Job, meter: Meter) -> None:
+    """Validate, UPDATE, commit, for every event by itself, on PostgreSQL."""
+    database = await asyncpg.connect(job.store)
+    await database.execute(TABLE.format(time="TIMESTAMPTZ"))
+    await database.execute("INSERT INTO plain SELECT id FROM connectors")
+
+    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+        for record in records:
+            await database.execute(UPDATE, *row(Event.model_validate_json(record.value)))
+            await client.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
+
+    await fetched(job, meter, handle)
+    await database.close()
+
+
+def settings(job: Job) -> Settings:
+    more: dict[str, Any] = {"batch_size": job.batch_size} if job.batch_size else {}
+    return Settings(
+        kafka_bootstrap_servers=job.bootstrap,
+        kafka_topic=job.topic,
+        kafka_dead_letter_topic=job.dlq,
+        kafka_group_id=job.group,
+        store_url=SecretStr(job.store),
+        **more,
+    )
+
+
+async def worker(job: Job, meter: Meter) -> None:
+    """Drain with the real worker."""
+
+    def note(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if event["event"] == "batch.done":
+            meter.done(event["records"])
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[note])
+    app.settle_memory()
+    async with open_store(job.store) as store:
+        await app.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
+
+
+async def worker_for_ever(job: Job, _: Meter) -> None:
+    """The worker as a service: it ends by a signal."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    await app.run(settings(job))
+
+
+async def bulk_for_ever(job: Job, meter: Meter) -> None:
+    """The plain bulk loop as a service."""
+    await bulk_postgresql(job, meter, for_ever=True)
+
+
+async def faststream_message(job: Job, meter: Meter) -> None:
+    """FastStream with a handler that is called for each message."""
+    await faststream(job, meter, batch=False)
+
+
+async def faststream_batch(job: Job, meter: Meter) -> None:
+    """FastStream with a handler that is called for each batch of 500."""
+    await faststream(job, meter, batch=True)
+
+
+async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
+    """Apply by the statements of the plain loops, in FastStream's own consumer."""
+    from faststream.kafka import KafkaBroker  # noqa: PLC0415 - the dependency group `bench`
+
+    database = await asyncpg.create_pool(job.store, min_size=1, max_size=1)
+    await database.execute(TABLE.format(time="TIMESTAMPTZ"))
+    await database.execute("INSERT INTO plain SELECT id FROM connectors")
+    broker, done, left = KafkaBroker(job.bootstrap, logger=None), asyncio.Event(), [job.events]
+
+    async def each(event: Event) -> None:
+        await database.execute(UPDATE, *row(event))
+        finish(1)
+
+    async def all_of(events: list[Event]) -> None:
+        await database.execute(UPSERT_ARRAYS, *columns(events))
+        finish(len(events))
+
+    def finish(count: int) -> None:
+        meter.done(count)
+        left[0] -= count
+        if left[0] <= 0:
+            done.set()
+
+    subscribed = broker.subscriber(
+        job.topic,
+        group_id=job.group,
+        auto_offset_reset="earliest",
+        batch=batch,
+        **({"max_records": BATCH} if batch else {}),
+    )
+    subscribed(all_of if batch else each)
+    async with broker:
+        await broker.start()
+        await done.wait()
+    await database.close()
+
+
+async def replay(job: Job, meter: Meter) -> None:
+    """Replay all open letters: read the table, read them whole, apply, close."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    meter.done(0)
+    async with app.dead_letters(settings(job)) as letters:
+        table = await letters.table()
+        signature = Signature(by="benchmark", why="measured")
+        async for results in app.replay(settings(job), letters, table, signature, dry_run=False):
+            meter.done(sum(result.resolved for result in results))
+
+
+CONTENDERS = {
+    contender.__name__: contender
+    for contender in (*(fetch, calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),)
+}
+
+
+def main() -> None:
+    name, given = sys.argv[1:]
+    meter = Meter()
+    asyncio.run(CONTENDERS[name](Job(**json.loads(given)), meter))
+    print(json.dumps(meter.figures()))
+
+
+if __name__ == "__main__":
+    main()

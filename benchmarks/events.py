@@ -1,0 +1,61 @@
+"""The events of the benchmarks: seeded, so that every run has the same."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tests.kafka import Record
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is in a topic."""
+
+    events: int
+    connectors: int = 10_000
+    partitions: int = 4
+    size: int = 375  # bytes of a value, about
+    poison: float = 0.0  # share of events for connectors that nobody registered
+
+
+def connector_ids(load: Load) -> list[str]:
+    return [f"connector-{number:06}" for number in range(load.connectors)]
+
+
+def records(load: Load) -> Iterator[Record]:
+    """Completed full syncs, each connector's in the order of time."""
+    chosen = random.Random(1)  # noqa: S311 - a benchmark's data
+    for number in range(load.events):
+        connector = f"connector-{chosen.randrange(load.connectors):06}"
+        if chosen.random() < load.poison:
+            connector = f"unknown-{connector}"
+        value = json.dumps(event(number, connector, load.size - 375)).encode()
+        yield Record(key=connector.encode(), value=value, partition=number % load.partitions)
+
+
+def event(number: int, connector: str, more: int) -> dict[str, object]:
+    began = START + timedelta(seconds=number)
+    scheduled, ended = (
+        moment.isoformat().replace("+00:00", "Z")
+        for moment in (began, began + timedelta(seconds=42))
+    )
+    return {
+        "event_id": f"01J{number:023}",
+        "connector_id": connector,
+        "occurred_at": (began + timedelta(seconds=42)).isoformat(),
+        "job": {
+            "id": f"job-{number}",
+            "job_type": "full",
+            "status": "completed",
+            "error": "x" * more or None,
+            "scheduled_at": scheduled,
+            "started_at": scheduled,
+            "completed_at": ended,
+            "indexed_document_count": number,
+            "deleted_document_count": 42,
+        },
+    }
