@@ -17,7 +17,7 @@ from worker.settings import Settings, variable
 from worker.stores import postgresql
 
 FOLDER = DEPLOY / "kubernetes"
-PARTS = ("setup", "worker", "api", "example/setup", "example/worker")
+PARTS = ("setup", "worker", "api", "example/setup", "example/worker", "example/api")
 VERSION = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["version"]
 MARGIN = 3  # seconds that a node may be slow for
 
