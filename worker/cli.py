@@ -215,9 +215,8 @@ def publish(
     sent = run_async(app.publish(configured, records)) if records else 0
     if as_json:
         put({"published": sent, "refused": len(refused)})
-    say(
-        f"{sent} event{'s' * (sent != 1)} acknowledged by {configured.kafka_topic}, {len(refused)} refused"
-    )
+    noun = "event" if sent == 1 else "events"
+    say(f"{sent} {noun} acknowledged by {configured.kafka_topic}, {len(refused)} refused")
     if refused or not sent:
         sys.exit(FAILED)
 
