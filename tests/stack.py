@@ -45,6 +45,7 @@ class Stack:
             **{f"{name}_PORT": str(port) for name, port in self.ports.items()},
             "COMPOSE_PROJECT_NAME": f"last-sync-test-{secrets.token_hex(3)}",
             "API_KEY": "a-key-of-the-test",
+            "WORKER_TAG": "test",
             "PUBLISHER_PAUSE": "0.5",
         }
 

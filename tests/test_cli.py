@@ -106,6 +106,14 @@ async def test_connectors_are_added_listed_shown_and_deleted(cli: Cli) -> None:
     assert listed.stdout == '{"id": "b"}\n'
 
 
+async def test_a_list_has_one_heading_also_when_it_is_empty(cli: Cli) -> None:
+    for connectors in ((), ("a", "b")):
+        if connectors:
+            await cli("connectors", "add", *connectors, *STORE)
+        lines = (await cli("connectors", "list", *STORE)).stdout.splitlines()
+        assert [line.split()[0] for line in lines] == ["CONNECTOR", *connectors]
+
+
 @pytest.mark.parametrize("command", ["show", "delete"])
 async def test_an_unknown_connector_is_exit_1(cli: Cli, command: str) -> None:
     done = await cli("connectors", command, "nobody", *STORE)

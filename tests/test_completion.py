@@ -35,6 +35,7 @@ async def offered(cli: Cli, *words: str) -> set[str]:
         (("run", "--log-format", ""), {"plain,auto", "plain,pretty", "plain,json"}),
         (("publish", "--status", "in"), {"plain,in_progress"}),
         (("publish", "--job-type", "a"), {"plain,access_control"}),
+        (("dlq", "list", "--reason", "connector_n"), {"plain,connector_not_found"}),
         (("schema", "a"), {"plain,asyncapi"}),
         (("validate", ""), {"file,"}),
     ],

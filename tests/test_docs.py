@@ -11,6 +11,7 @@ from worker import cli, options
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(#[^)]*)?\)")
+SECTION = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
 NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
@@ -31,6 +32,23 @@ def test_exit_codes_are_told_of_commands_that_exist() -> None:
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target, _ in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_section_finds_its_heading(page: Path) -> None:
+    for target, anchor in SECTION.findall(page.read_text()):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Name the sections as GitHub does."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    named = {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
+    assert {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")} <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

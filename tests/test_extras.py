@@ -63,9 +63,10 @@ async def test_a_missing_extra_is_one_line_with_the_command(
     assert_names_the_extra(await bare(*call), extra)
 
 
-def assert_names_the_extra(done: Finished, extra: str) -> None:
+def assert_names_the_extra(done: Finished, extra: str, python: str = sys.executable) -> None:
+    assert not done.stdout.startswith("CONNECTOR")  # no heading of what there is not
     (line,) = [text for text in (done.stdout + done.stderr).splitlines() if " needs " in text]
-    assert line.endswith(f"pip install 'last-sync-worker[{extra}]'"), line
+    assert line.endswith(f": {python} -m pip install 'last-sync-worker[{extra}]'"), line
     assert done.exit_code == 3
     assert "Traceback" not in done.stderr
 
@@ -133,7 +134,7 @@ async def test_an_install_pulls_what_its_store_needs_and_no_more(
     cli = Cli(folder=tmp_path, environ=clean_env, program=str(program))
     assert (await cli("connectors", "add", "a", "--store", "sqlite:///a.db")).exit_code == 0
     for extra, call in CALLS:
-        assert_names_the_extra(await cli(*call), extra)
+        assert_names_the_extra(await cli(*call), extra, python=str(home / "bin" / "python"))
     assert installed(f"{wheel}[postgresql]") & foreign == {"asyncpg"}
     reached = await cli("connectors", "list", "--store", "postgresql://localhost:1/last_sync")
     assert "Connect call failed" in reached.stderr

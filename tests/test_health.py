@@ -114,6 +114,11 @@ async def test_a_store_that_is_away_without_events_is_noticed(
     watching = asyncio.create_task(state.watch(store))  # type: ignore[arg-type]
     store.trouble = TransientError("it is down")
     await eventually(lambda: "the store cannot be reached: it is down" in state.ready().text)
+    state.hold("store", "it is down")
+    assert state.ready().text == "holding (store): it is down"  # once is enough
+    state.hold("broker", "no answer")
+    assert "; the store cannot be reached: it is down" in state.ready().text
+    state.release()
     store.hangs = True
     await eventually(lambda: "did not answer" in state.ready().text)
     store.hangs, store.trouble = False, None

@@ -168,6 +168,14 @@ def test_lag_is_known_while_the_first_batch_is_held(metrics: Metrics) -> None:
     assert age(metrics) == pytest.approx(50, abs=1)
 
 
+def test_records_that_came_after_the_last_look_at_the_end_wait_too(metrics: Metrics) -> None:
+    lag, now = Lag(metrics), time.time()
+    lag.seen({ONE: 10}, {ONE: 10})
+    lag.begun(Batch.of({ONE: [record(10, at=now - 50), record(11, at=now)]}))
+    assert lag_of(metrics) == {"1": 2}
+    assert age(metrics) == pytest.approx(50, abs=1)
+
+
 def test_the_age_grows_by_itself_and_falls_to_0_when_nothing_waits(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,7 +215,8 @@ def publish(
     sent = run_async(app.publish(configured, records)) if records else 0
     if as_json:
         put({"published": sent, "refused": len(refused)})
-    say(f"{sent} events acknowledged by {configured.kafka_topic}, {len(refused)} refused")
+    noun = "event" if sent == 1 else "events"
+    say(f"{sent} {noun} acknowledged by {configured.kafka_topic}, {len(refused)} refused")
     if refused or not sent:
         sys.exit(FAILED)
 
@@ -398,12 +399,13 @@ def checked_id(text: str) -> str:
 def connectors_list(*, as_json: bool, **given: Any) -> None:
     """List the connectors that are registered, with their last-sync stats."""
     show = connector_json if as_json else connector_line
-    if not as_json:
-        click.echo(HEADING)
 
     async def main() -> None:
+        heading = "" if as_json else f"{HEADING}\n"  # not before the store is there
         async for connector in app.connectors(loaded(given)):
-            click.echo(show(connector))
+            click.echo(heading + show(connector))
+            heading = ""
+        click.echo(heading, nl=False)
 
     run_async(main())
 

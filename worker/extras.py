@@ -1,5 +1,7 @@
 """What the extras of the package bring, and the line that says which one is missing."""
 
+import shlex
+import sys
 from importlib.util import find_spec
 
 from worker.errors import MisconfiguredError
@@ -18,8 +20,9 @@ def require(extra: str, what: str) -> None:
     missing = [name for name in MODULES[extra] if not _found(name)]
     if missing:
         raise MisconfiguredError(
+            # This Python's, which `pip` on the path need not be: with pipx it is another's.
             f"{what} needs {' and '.join(missing)}, not installed here: "
-            f"pip install 'last-sync-worker[{extra}]'"
+            f"{shlex.quote(sys.executable)} -m pip install 'last-sync-worker[{extra}]'"
         )
 
 

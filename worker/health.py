@@ -105,7 +105,7 @@ class Health:
             yield "the brokers know of no partitions of the topic"
         if self.held is not None:
             yield f"holding ({self.held.cause}): {self.held.text}"
-        if self._store_trouble is not None:
+        if self._store_trouble is not None and (self.held is None or self.held.cause != "store"):
             yield f"the store cannot be reached: {self._store_trouble}"
 
 

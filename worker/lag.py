@@ -31,6 +31,8 @@ class Lag:
         for tp, record in batch.first.items():
             self._done.setdefault(tp, record.offset)
             self._oldest[tp] = _seconds(record.timestamp)
+        for tp, end in batch.offsets.items():  # the end that is known may be from before them
+            self._ends[tp] = max(end, self._ends.get(tp, 0))
         self._tell()
 
     def finished(self, batch: Batch, ends: Mapping[TopicPartition, int]) -> None:

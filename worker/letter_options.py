@@ -9,8 +9,10 @@ import click
 from pydantic import ValidationError
 from pydantic_core import SchemaValidator
 
+from schemas.reasons import REASONS
 from schemas.scalars import TIME
-from worker.options import Decorated, flag
+from worker.open_letters import UNREADABLE
+from worker.options import Decorated, completed, flag
 from worker.replay import Selection
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
@@ -75,7 +77,13 @@ def selection(command: Decorated) -> Decorated:
         flag("--until", type=Moment(), help="Failed before: RFC 3339, or 2h or 3d ago."),
         flag("--since", type=Moment(), help="Failed at or after: RFC 3339, or 2h or 3d ago."),
         flag("--connector", "connectors", help="Glob over connector ids (repeatable).", **several),
-        flag("--reason", "reasons", help="Reason code (repeatable).", **several),
+        flag(
+            "--reason",
+            "reasons",
+            help="Reason code (repeatable).",
+            shell_complete=completed((*REASONS, UNREADABLE)),
+            **several,
+        ),
     ):
         command = decorator(command)
     return command

@@ -17,7 +17,7 @@ from worker.settings import Settings, variable
 from worker.stores import postgresql
 
 FOLDER = DEPLOY / "kubernetes"
-PARTS = ("setup", "worker", "api", "example/setup", "example/worker")
+PARTS = ("setup", "worker", "api", "example/setup", "example/worker", "example/api")
 VERSION = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["version"]
 MARGIN = 3  # seconds that a node may be slow for
 
@@ -219,6 +219,16 @@ def test_network_policies_cover_every_pod_and_let_nobody_in_from_everywhere(
         for one in policies
         for rule in one["spec"].get("ingress", ())
     )
+
+
+def test_the_network_lets_out_names_brokers_and_stores(part: list[Manifest]) -> None:
+    shared = only(part, "NetworkPolicy", "last-sync")["spec"]
+    names, services = shared["egress"]
+    assert names["ports"] == [{"protocol": p, "port": 53} for p in ("UDP", "TCP")]
+    (settings,) = of_kind(part, "ConfigMap")
+    brokers = settings["data"]["LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS"].split(",")
+    needed = {int(broker.rpartition(":")[2]) for broker in brokers} | {5432, 9200}
+    assert needed <= {one["port"] for one in services["ports"] if one["protocol"] == "TCP"}
 
 
 # --- the drain, the rollout, the group --------------------------------------------------------
