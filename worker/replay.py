@@ -16,7 +16,7 @@ from schemas.sync_finished import Invalid
 from worker import pipeline
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import TransientError
-from worker.logs import AUDIT
+from worker.logs import audit
 from worker.merge import Outcome, Update
 from worker.open_letters import UNREADABLE, OpenLetter
 from worker.retry import backoff
@@ -29,7 +29,6 @@ OTHER_STORE = "other_store"
 PATIENCE = 30.0  # seconds that a batch is tried again while store or brokers are away
 
 log = structlog.get_logger(__name__)
-audit = structlog.get_logger(AUDIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,23 +215,25 @@ async def close(
     signature: Signature,
 ) -> None:
     """Write the tombstones, wait for them, and leave an audit line for each."""
+    if not resolved:
+        return
     now = datetime.now(UTC)
-    await topic.close(
-        [
-            (letter.at[0], letter.key, resolution_headers(signature.by, how, now, signature.why))
-            for letter, how in resolved
-        ]
-    )
-    signed = audit.bind(by=signature.by, why=signature.why)
-    for letter, how in resolved:
-        signed.info(
-            "dead_letter.resolved",
-            id=letter.id,
-            outcome=how,
-            reason=letter.reason,
-            connector_id=letter.connector_id,
-            store=letter.store,
-        )
+    headers = {
+        how: resolution_headers(signature.by, how, now, signature.why)
+        for how in {how for _, how in resolved}
+    }
+    await topic.close([(letter.at[0], letter.key, headers[how]) for letter, how in resolved])
+    lines = [
+        {
+            "id": letter.id,
+            "outcome": how,
+            "reason": letter.reason,
+            "connector_id": letter.connector_id,
+            "store": letter.store,
+        }
+        for letter, how in resolved
+    ]
+    audit("dead_letter.resolved", lines, by=signature.by, why=signature.why)
 
 
 async def patiently(step: Callable[[], Awaitable[Done]], stop: asyncio.Event) -> Done:
