@@ -6,10 +6,12 @@ The first six headers are those of KIP-1191; the others are this project's. All 
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal, Self
+from functools import lru_cache
+from typing import Literal, NamedTuple, Self
 
 from pydantic import ValidationError
 from pydantic_core import SchemaValidator
@@ -35,8 +37,23 @@ RecordHeaders = list[tuple[str, bytes | None]]
 _RECORD_OVERHEAD = 61 + 5 + 1 + 10 + 5 + 5 + 5 + 5
 _HEADER_OVERHEAD = 5 + 5
 
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
-_moment = SchemaValidator(TIME.core).validate_python
+_number_match = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch
+_time = SchemaValidator(TIME.core).validate_python
+
+_USUAL = [
+    PREFIX + name
+    for name in (
+        *("topic", "partition", "offset", "group", "delivery.count", "message"),
+        *("reason", "status", "key", "timestamp", "connector_id", "failed_at", "store"),
+    )
+]
+_TOPIC, _PARTITION, _OFFSET, _GROUP, _DELIVERY_COUNT, _MESSAGE = _USUAL[:6]
+_REASON, _STATUS, _KEY, _TIMESTAMP, _CONNECTOR_ID, _FAILED_AT, _STORE = _USUAL[6:]
+_NAMES = frozenset(_USUAL)
+_VALUE_NULL, _HEADERS_DROPPED, _VALUE_SIZE, _VALUE_SHA256, _KEY_SIZE = (
+    PREFIX + name
+    for name in ("value_null", "headers_dropped", "value_size", "value_sha256", "key_size")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,35 +108,94 @@ class DeadLetter:
         Raises `ValueError`, and nothing else, when the record is not a letter of this project:
         its text says what is missing or wrong.
         """
+        about, ours = About.read(key, value, headers), _ours(headers)
+        original = Original.of(value, headers)
+        return cls(
+            group=about.group,
+            topic=about.topic,
+            partition=about.partition,
+            offset=about.offset,
+            timestamp_ms=about.timestamp_ms,
+            key=ours.get(_KEY),
+            value=original.value,
+            headers=original.headers,
+            reason=about.reason,
+            status=about.status,
+            message=about.message,
+            connector_id=about.connector_id,
+            failed_at=about.failed_at,
+            store=about.store,
+            headers_dropped=_number(ours, _HEADERS_DROPPED) if _HEADERS_DROPPED in ours else 0,
+            value_size=_number(ours, _VALUE_SIZE) if _VALUE_SIZE in ours else None,
+            value_sha256=_text(ours, _VALUE_SHA256) if _VALUE_SHA256 in ours else None,
+            key_size=_number(ours, _KEY_SIZE) if _KEY_SIZE in ours else None,
+        )
+
+
+class About(NamedTuple):
+    """What a letter says of itself, without what it carries: a tuple, for there are very many."""
+
+    id: str
+    group: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    reason: str
+    status: Literal[400, 404]
+    message: str
+    connector_id: str | None
+    failed_at: datetime
+    store: str
+
+    @classmethod
+    def read(cls, key: bytes | None, value: bytes | None, headers: Headers) -> Self:
+        """Read it of a letter that `DeadLetter.from_record` can read; raises as that does."""
         if key is None or value is None:
             raise ValueError("the record has no key or no value: it is not a dead letter")
-        ours = _OurHeaders(headers)
-        null = ours.text_or_none("value_null") == "true"
-        if null and value:
-            raise ValueError(f"{PREFIX}value_null is true, but the record has a value")
-        letter = cls(
-            group=ours.text("group"),
-            topic=ours.text("topic"),
-            partition=ours.number("partition"),
-            offset=ours.number("offset"),
-            timestamp_ms=-1 if ours.raw("timestamp") == b"-1" else ours.number("timestamp"),
-            key=ours.raw("key"),
-            value=None if null else value,
-            headers=tuple((n, v) for n, v in headers if not n.startswith(RESERVED)),
-            reason=ours.text("reason"),
-            status=ours.status(),
-            message=ours.text("message"),
-            connector_id=ours.text_or_none("connector_id"),
-            failed_at=ours.moment("failed_at"),
-            store=ours.text("store"),
-            headers_dropped=ours.number_or_none("headers_dropped") or 0,
-            value_size=ours.number_or_none("value_size"),
-            value_sha256=ours.text_or_none("value_sha256"),
-            key_size=ours.number_or_none("key_size"),
+        ours = _ours(headers)
+        if value and ours.get(_VALUE_NULL) == b"true":
+            raise ValueError(f"{_VALUE_NULL} is true, but the record has a value")
+        for name, read in _SOMETIMES:
+            if name in ours:
+                read(ours, name)
+        group, topic = _text(ours, _GROUP), _text(ours, _TOPIC)
+        partition, offset = _number(ours, _PARTITION), _number(ours, _OFFSET)
+        timestamp_ms = -1 if ours.get(_TIMESTAMP) == b"-1" else _number(ours, _TIMESTAMP)
+        letter_id = f"{group}/{topic}/{partition}/{offset}@{timestamp_ms}"
+        about = cls(
+            letter_id,
+            group,
+            topic,
+            partition,
+            offset,
+            timestamp_ms,
+            _text(ours, _REASON),
+            _status(ours),
+            _text(ours, _MESSAGE),
+            _text(ours, _CONNECTOR_ID) if _CONNECTOR_ID in ours else None,
+            _moment(_text(ours, _FAILED_AT)),
+            _text(ours, _STORE),
         )
-        if letter.id.encode() != key:
-            raise ValueError(f"the record's key is not {letter.id[:200]!r}, as its headers say")
-        return letter
+        if letter_id.encode() != key:
+            raise ValueError(f"the record's key is not {letter_id[:200]!r}, as its headers say")
+        return about
+
+
+class Original(NamedTuple):
+    """What an event is read from: the value and headers of the record that a letter stands for."""
+
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+    @classmethod
+    def of(cls, value: bytes | None, headers: Headers) -> Self:
+        """Take it out of a letter that `About.read` has read."""
+        null = not value and (_VALUE_NULL, b"true") in headers
+        rest = [header for header in headers if header[0] not in _NAMES]
+        if rest:  # our names of today are taken out first, as most letters have no others
+            rest = [header for header in rest if not header[0].startswith(RESERVED)]
+        return cls(None if null else value, tuple(rest))
 
 
 def _with_headers_that_ride_along(letter: DeadLetter) -> DeadLetter:
@@ -174,81 +250,83 @@ def _emptied(letter: DeadLetter) -> DeadLetter:
 
 def _record(letter: DeadLetter) -> tuple[bytes, bytes, RecordHeaders]:
     ours: dict[str, str | int | bytes | None] = {
-        "topic": letter.topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
-        "group": letter.group,
-        "delivery.count": 1,
-        "message": _shortened(letter.message),
-        "reason": letter.reason,
-        "status": letter.status,
-        "key": letter.key,
-        "timestamp": letter.timestamp_ms,
-        "connector_id": letter.connector_id,
-        "failed_at": time_text(letter.failed_at),
-        "store": letter.store,
-        "value_null": "true" if letter.value is None else None,
-        "headers_dropped": letter.headers_dropped or None,
-        "value_size": letter.value_size,
-        "value_sha256": letter.value_sha256,
-        "key_size": letter.key_size,
+        _TOPIC: letter.topic,
+        _PARTITION: letter.partition,
+        _OFFSET: letter.offset,
+        _GROUP: letter.group,
+        _DELIVERY_COUNT: 1,
+        _MESSAGE: _shortened(letter.message),
+        _REASON: letter.reason,
+        _STATUS: letter.status,
+        _KEY: letter.key,
+        _TIMESTAMP: letter.timestamp_ms,
+        _CONNECTOR_ID: letter.connector_id,
+        _FAILED_AT: time_text(letter.failed_at),
+        _STORE: letter.store,
+        _VALUE_NULL: "true" if letter.value is None else None,
+        _HEADERS_DROPPED: letter.headers_dropped or None,
+        _VALUE_SIZE: letter.value_size,
+        _VALUE_SHA256: letter.value_sha256,
+        _KEY_SIZE: letter.key_size,
     }
-    headers = [(PREFIX + name, _bytes(value)) for name, value in ours.items() if value is not None]
+    headers = [(name, _bytes(value)) for name, value in ours.items() if value is not None]
     return letter.id.encode(), letter.value or b"", [*headers, *letter.headers]
 
 
-class _OurHeaders:
-    """The headers that a letter adds to the original ones, read strictly."""
+def _ours(headers: Headers) -> dict[str, bytes]:
+    """By name; of the original headers, which may be repeated, whatever there is."""
+    found = {name: value for name, value in headers if value is not None}
+    if len(found) < len(headers):
+        names = Counter(name for name, _ in headers if name.startswith(PREFIX))
+        for name, count in names.items():
+            if count > 1 or name not in found:
+                raise ValueError(f"the header {name[:100]!r} is repeated or has no value")
+    return found
 
-    def __init__(self, headers: Headers) -> None:
-        self._values: dict[str, bytes] = {}
-        for name, value in headers:
-            if name.startswith(PREFIX):
-                if name in self._values or value is None:
-                    raise ValueError(f"the header {name[:100]!r} is repeated or has no value")
-                self._values[name] = value
 
-    def raw(self, name: str) -> bytes | None:
-        return self._values.get(PREFIX + name)
+def _text(ours: Mapping[str, bytes], name: str) -> str:
+    try:
+        return ours[name].decode()
+    except KeyError:
+        raise ValueError(f"the header {name} is missing: it is not a dead letter") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the header {name} is not UTF-8") from error
 
-    def text_or_none(self, name: str) -> str | None:
-        value = self.raw(name)
-        try:
-            return None if value is None else value.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the header {PREFIX}{name} is not UTF-8") from error
 
-    def text(self, name: str) -> str:
-        text = self.text_or_none(name)
-        if text is None:
-            raise ValueError(f"the header {PREFIX}{name} is missing: it is not a dead letter")
-        return text
+def _number(ours: Mapping[str, bytes], name: str) -> int:
+    raw = ours.get(name, b"")
+    if not _number_match(raw):
+        text = _text(ours, name)
+        raise ValueError(f"the header {name} is {text[:40]!r}, not a decimal number")
+    return int(raw)
 
-    def number_or_none(self, name: str) -> int | None:
-        return None if self.raw(name) is None else self.number(name)
 
-    def number(self, name: str) -> int:
-        text = self.text(name)
-        if not _NUMBER.fullmatch(text):
-            raise ValueError(f"the header {PREFIX}{name} is {text[:40]!r}, not a decimal number")
-        return int(text)
+def _status(ours: Mapping[str, bytes]) -> Literal[400, 404]:
+    match ours.get(_STATUS):
+        case b"404":
+            return 404
+        case b"400":
+            return 400
+        case _:
+            raise ValueError(f"the header {_STATUS} is {_number(ours, _STATUS)}, not 400 or 404")
 
-    def status(self) -> Literal[400, 404]:
-        match self.number("status"):
-            case 400:
-                return 400
-            case 404:
-                return 404
-            case other:
-                raise ValueError(f"the header {PREFIX}status is {other}, not 400 or 404")
 
-    def moment(self, name: str) -> datetime:
-        text = self.text(name)
-        try:
-            moment: datetime = _moment(text)
-        except ValidationError as error:
-            raise ValueError(f"the header {PREFIX}{name} is {text[:40]!r}, no time") from error
-        return moment
+@lru_cache(maxsize=1_000)  # the letters of a batch failed at the same time
+def _moment(text: str) -> datetime:
+    try:
+        moment: datetime = _time(text)
+    except ValidationError as error:
+        raise ValueError(f"the header {_FAILED_AT} is {text[:40]!r}, no time") from error
+    return moment
+
+
+_SOMETIMES = (
+    (_VALUE_NULL, _text),
+    (_HEADERS_DROPPED, _number),
+    (_VALUE_SIZE, _number),
+    (_VALUE_SHA256, _text),
+    (_KEY_SIZE, _number),
+)
 
 
 def record_size(key: bytes, value: bytes, headers: Headers) -> int:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from schemas.dead_letter import (
     MAX_ORIGINAL_HEADERS,
     MIN_RECORD,
+    About,
     DeadLetter,
+    Original,
     record_size,
     resolution_headers,
 )
@@ -405,6 +407,29 @@ def test_a_hostile_record_raises_a_value_error_and_nothing_else(
     except ValueError:
         return
     assert letter.id.encode() == key
+
+
+# --- what a letter carries, read without the rest ------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{}"])
+def test_the_original_is_what_the_whole_letter_holds(value: bytes | None) -> None:
+    letter = replace(LETTER, value=value)
+    _, written, headers = letter.to_record(MEBIBYTE)
+    assert Original.of(written, headers) == (value, letter.headers)
+
+
+def test_the_original_has_no_header_of_our_family_not_even_a_future_one() -> None:
+    _, value, headers = LETTER.to_record(MEBIBYTE)
+    later = [*headers, ("__dlq.errors.future", b"1"), ("mine", None)]
+    assert Original.of(value, later).headers == (*LETTER.headers, ("mine", None))
+
+
+@pytest.mark.parametrize("name", ["headers_dropped", "value_size", "value_sha256", "key_size"])
+def test_a_header_that_only_the_whole_letter_uses_is_checked_all_the_same(name: str) -> None:
+    key, value, headers = LETTER.to_record(MEBIBYTE)
+    with pytest.raises(ValueError, match=name):
+        About.read(key, value, [*headers, (f"__dlq.errors.{name}", b"\xff")])
 
 
 # --- the format of the past ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
@@ -17,6 +17,8 @@ PUBLISH_TIMEOUT = 10.0  # seconds for all letters of a batch
 ANY_SIZE = 2**30  # bytes: to close a letter, let the brokers say whether its key is too large
 REQUEST_OVERHEAD = 4096  # bytes; the client adds a batch's framing to the record before it compares
 
+
+MAX_BATCH = 64 * 1024  # bytes; below what a topic of letters takes as one record
 
 Tombstone = tuple[int, bytes, Sequence[tuple[str, bytes]]]  # partition, key, headers
 
@@ -73,13 +75,7 @@ class DeadLetterTopic:
                 async with asyncio.timeout(PUBLISH_TIMEOUT):
                     if self._producer is None:
                         self._producer = await self._connected()
-                    sent = [
-                        await self._producer.send(
-                            topic, None, key=key, headers=[*headers], partition=partition
-                        )
-                        for partition, key, headers in tombstones
-                    ]
-                    await asyncio.gather(*sent)
+                    await _written(self._producer, topic, tombstones)
         except MessageSizeTooLargeError:
             raise MisconfiguredError(
                 f"the dead-letter topic {topic} refuses a tombstone as too large: raise its "
@@ -109,6 +105,7 @@ class DeadLetterTopic:
         producer = AIOKafkaProducer(
             **kafka.client_options(self._settings),
             acks="all",
+            max_batch_size=MAX_BATCH,
             max_request_size=self._max_bytes + REQUEST_OVERHEAD,
             request_timeout_ms=int(PUBLISH_TIMEOUT * 1000),
         )
@@ -119,3 +116,20 @@ class DeadLetterTopic:
         producer, self._producer = self._producer, None
         if producer is not None:
             await kafka.stop(producer)
+
+
+async def _written(producer: AIOKafkaProducer, topic: str, tombstones: Sequence[Tombstone]) -> None:
+    """Write in batches of our own making: a future for each record takes three times as long."""
+    open_batches: dict[int, Any] = {}
+    sent = []
+    for partition, key, headers in tombstones:
+        record = {"timestamp": None, "key": key, "value": None, "headers": headers}
+        batch = open_batches.get(partition)
+        if batch is None or batch.append(**record) is None:
+            if batch is not None:
+                sent.append(await producer.send_batch(batch, topic, partition=partition))
+            batch = open_batches[partition] = producer.create_batch()
+            batch.append(**record)  # the first one always fits
+    for partition, batch in open_batches.items():
+        sent.append(await producer.send_batch(batch, topic, partition=partition))
+    await asyncio.gather(*sent)

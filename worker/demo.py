@@ -339,7 +339,8 @@ async def _mend(stage: Stage) -> None:
         DeadLetterTopic.opened(stage.settings, ANY_SIZE) as topic,
     ):
         capitals = [one for one in await letters.table() if one.reason == "invalid_status"]
-        async for [(letter, whole)] in letters.letters(capitals, 1):
+        for letter in capitals:
+            whole = await letters.whole(letter)
             assert whole is not None  # noqa: S101 - it is one of ours
             before = LetterDocument.of(whole).text()
             after = before.replace('"Completed"', '"completed"')

@@ -401,8 +401,7 @@ async def one(
 ) -> tuple[OpenLetter, DeadLetter | None]:
     for letter in table:
         if letter.id == letter_id:
-            async for batch in letters.letters([letter], 1):
-                return batch[0]
+            return letter, await letters.whole(letter)
     raise LastSyncError(
         f"there is no open letter {letter_id!r}: `{PROGRAM} dlq list` shows those that are open"
     )

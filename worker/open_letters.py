@@ -1,18 +1,20 @@
 """The open letters: the dead-letter topic read as a table, whose rows go when they are resolved."""
 
 import asyncio
+import gc
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, Self
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from schemas.dead_letter import TOO_LARGE, DeadLetter
+from schemas.dead_letter import TOO_LARGE, About, DeadLetter, Original
 from worker import kafka
-from worker.errors import TransientError
+from worker.errors import LastSyncError, TransientError
 from worker.settings import Settings
 from worker.text import escaped
 
@@ -21,13 +23,16 @@ MESSAGE = 500  # characters of a message that the table keeps; the letter itself
 POLL = 500  # milliseconds
 STALLED = 30.0  # seconds without a record, before the end
 AT_ONCE = 2_000  # records taken from the client's buffers
+COLLECTED = 50_000  # new objects after which cycles are looked for; Python's own default is 700
 
 Progress = Callable[[int, int], None]  # records read, of how many
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenLetter:
-    """An open letter without its value, and where it stands in the dead-letter topic."""
+class OpenLetter(NamedTuple):
+    """An open letter without its value, and where it stands in the dead-letter topic.
+
+    A tuple, because there may be very many: a frozen dataclass takes four times as long to make.
+    """
 
     at: tuple[int, int]  # partition and offset of the letter's own record
     key: bytes
@@ -64,50 +69,68 @@ class OpenLetters:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
         )
-        async with kafka.started(client, settings):
-            yield cls(client, settings.dead_letter_topic)
+        with _collecting_seldom():
+            async with kafka.started(client, settings):
+                yield cls(client, settings.dead_letter_topic)
 
     async def table(self, progress: Progress = lambda _, __: None) -> list[OpenLetter]:
         """The open letters, those that failed last at the end.
 
         A record with a key opens a letter, or opens it again; a tombstone closes it.
         """
-        open_letters: dict[tuple[int, bytes | None], OpenLetter] = {}
-        async for records in self._scan(progress=progress):
+        open_letters: dict[int, dict[bytes | None, OpenLetter]] = defaultdict(dict)
+        async for partition, records in self._scan(progress=progress):
+            rows = open_letters[partition]
             for record in records:
-                row = (record.partition, record.key)
                 if record.value is None:
-                    open_letters.pop(row, None)
+                    rows.pop(record.key, None)
                 else:
-                    open_letters[row] = _indexed(record)
-        return sorted(open_letters.values(), key=_age)
+                    rows[record.key] = _indexed(record)
+        return sorted((row for rows in open_letters.values() for row in rows.values()), key=_age)
 
-    async def letters(
+    async def originals(
         self, wanted: Iterable[OpenLetter], size: int
-    ) -> AsyncIterator[list[tuple[OpenLetter, DeadLetter | None]]]:
-        """The wanted letters whole, `size` at a time; None for one that is unreadable.
+    ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
+        """What the wanted letters carry, `size` at a time; None for one that is unreadable.
 
         One that is there no more was resolved or written again meanwhile, and is left out.
         """
-        by_place = {letter.at: letter for letter in wanted}
-        batch: list[tuple[OpenLetter, DeadLetter | None]] = []
-        async for records in self._scan(_ranges(by_place)):
-            for record in records:
-                letter = by_place.get((record.partition, record.offset))
-                if letter is None:
-                    continue
-                batch.append((letter, _whole(record)))
+        batch: list[tuple[OpenLetter, Original | None]] = []
+        async for records in self._records(wanted):
+            for letter, record in records:
+                batch.append((letter, _original(letter, record)))
                 if len(batch) == size:
                     yield batch
                     batch = []
         if batch:
             yield batch
 
+    async def whole(self, letter: OpenLetter) -> DeadLetter | None:
+        """The letter itself; None where it is unreadable."""
+        async for [(_, record)] in self._records([letter]):
+            if letter.reason == UNREADABLE:
+                return None
+            return DeadLetter.from_record(record.key, record.value, record.headers)
+        raise LastSyncError(f"letter {letter.id} was resolved meanwhile")
+
+    async def _records(
+        self, wanted: Iterable[OpenLetter]
+    ) -> AsyncIterator[list[tuple[OpenLetter, Any]]]:
+        by_offset: dict[int, dict[int, OpenLetter]] = defaultdict(dict)
+        for letter in wanted:
+            partition, offset = letter.at
+            by_offset[partition][offset] = letter
+        ranges = {partition: (min(found), max(found) + 1) for partition, found in by_offset.items()}
+        async for partition, records in self._scan(ranges):
+            found = by_offset[partition]
+            if some := [(found[one.offset], one) for one in records if one.offset in found]:
+                yield some
+
     async def _scan(
         self,
         ranges: Mapping[int, tuple[int, int]] | None = None,
         progress: Progress = lambda _, __: None,
-    ) -> AsyncIterator[Sequence[Any]]:
+    ) -> AsyncIterator[tuple[int, Sequence[Any]]]:
         """The records of the ranges of offsets, by partition; of everything where none is given."""
         left = await self._positioned(ranges)
         total, done = sum(end - begin for begin, end in left.values()), 0
@@ -118,7 +141,7 @@ class OpenLetters:
                 inside = [record for record in records if begin <= record.offset < end]
                 done += len(inside)
                 if inside:
-                    yield inside
+                    yield partition.partition, inside
             progress(min(done, total), total)
             for partition, (_, end) in list(left.items()):
                 # Compaction leaves gaps: it is the position that says where the end is.
@@ -162,50 +185,52 @@ class OpenLetters:
                 )
 
 
-def _ranges(places: Iterable[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """From the first to behind the last offset, by partition."""
-    found: dict[int, tuple[int, int]] = {}
-    for partition, offset in places:
-        begin, end = found.get(partition, (offset, offset + 1))
-        found[partition] = (min(begin, offset), max(end, offset + 1))
-    return found
+@contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Letters are many small objects and no cycles: looking for some took a quarter of the time."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(COLLECTED, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _age(letter: OpenLetter) -> tuple[float, tuple[int, int]]:
     return (letter.failed_at.timestamp() if letter.failed_at else 0.0), letter.at
 
 
-def _whole(record: Any) -> DeadLetter | None:
-    try:
-        return DeadLetter.from_record(record.key, record.value, record.headers)
-    except ValueError:
-        return None
+def _original(letter: OpenLetter, record: Any) -> Original | None:
+    return None if letter.reason == UNREADABLE else Original.of(record.value, record.headers)
 
 
 def _indexed(record: Any) -> OpenLetter:
-    at = (record.partition, record.offset)
+    at, key = (record.partition, record.offset), record.key
     try:
-        letter = DeadLetter.from_record(record.key, b"", record.headers)
+        about = About.read(key, record.value, record.headers)
     except ValueError as error:
         return _unreadable(record, at, error)
-    cut = letter.message if len(letter.message) <= MESSAGE else f"{letter.message[:MESSAGE]}…"
+    message = about.message
     return OpenLetter(
-        at=at,
-        key=record.key,
-        id=escaped(letter.id),
-        reason=_kept(letter.reason),
-        status=letter.status,
-        message=_kept(cut),
-        connector_id=letter.connector_id and _kept(letter.connector_id),
-        topic=_kept(letter.topic),
-        partition=letter.partition,
-        offset=letter.offset,
-        timestamp_ms=letter.timestamp_ms,
-        failed_at=letter.failed_at,
-        store=_kept(letter.store),
+        at,
+        key,
+        escaped(about.id),
+        _kept(about.reason),
+        about.status,
+        _kept(message if len(message) <= MESSAGE else f"{message[:MESSAGE]}…"),
+        about.connector_id and _kept(about.connector_id),
+        _kept(about.topic),
+        about.partition,
+        about.offset,
+        about.timestamp_ms,
+        about.failed_at,
+        _kept(about.store),
     )
 
 
+@lru_cache(maxsize=50_000)
 def _kept(text: str) -> str:
     """Safe to print and to paste, and kept once: many letters say the same."""
     return sys.intern(escaped(text))

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from schemas.dead_letter import TOO_LARGE, DeadLetter, resolution_headers
+from schemas.dead_letter import TOO_LARGE, Original, resolution_headers
 from schemas.sync_finished import Invalid
 from worker import pipeline
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import TransientError
-from worker.logs import AUDIT
+from worker.logs import audit
 from worker.merge import Outcome, Update
 from worker.open_letters import UNREADABLE, OpenLetter
 from worker.retry import backoff
@@ -29,7 +29,6 @@ OTHER_STORE = "other_store"
 PATIENCE = 30.0  # seconds that a batch is tried again while store or brokers are away
 
 log = structlog.get_logger(__name__)
-audit = structlog.get_logger(AUDIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +65,7 @@ class Selection:
         return any(fnmatchcase(connector_id, pattern) for pattern in self.connectors)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(NamedTuple):
     """What became of one letter, or would become of it."""
 
     letter: OpenLetter
@@ -89,9 +87,9 @@ class Signature:
 
 
 class Letters(Protocol):
-    def letters(
+    def originals(
         self, wanted: Sequence[OpenLetter], size: int
-    ) -> AsyncIterator[list[tuple[OpenLetter, DeadLetter | None]]]: ...
+    ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,7 @@ class Replay:
     async def run(self, wanted: Sequence[OpenLetter]) -> AsyncIterator[list[Result]]:
         """Results batch by batch, until the end or the wish to stop."""
         size = min(self.batch_size, self.rate) if self.rate else self.batch_size
-        async for batch in self.letters.letters(wanted, size):
+        async for batch in self.letters.originals(wanted, size):
             if self.stop.is_set():
                 return
             began = time.monotonic()
@@ -126,8 +124,9 @@ class Replay:
             if self.rate is not None:
                 await wait(self.stop, began + len(batch) / self.rate - time.monotonic())
 
-    async def _settle(self, batch: Sequence[tuple[OpenLetter, DeadLetter | None]]) -> list[Result]:
-        read = [self._read(letter, whole) for letter, whole in batch]
+    async def _settle(self, batch: Sequence[tuple[OpenLetter, Original | None]]) -> list[Result]:
+        now, stores = now_us(), {self.store.store_id, *self.other_stores}
+        read = [self._read(letter, original, stores, now) for letter, original in batch]
         updates = [one for one in read if isinstance(one, Update)]
         decide = self.store.preview if self.topic is None else self.store.apply
         outcomes = iter(await decide(updates))
@@ -136,9 +135,11 @@ class Replay:
             for (letter, _), one in zip(batch, read, strict=True)
         ]
 
-    def _read(self, letter: OpenLetter, whole: DeadLetter | None) -> Update | Invalid | Result:
+    def _read(
+        self, letter: OpenLetter, original: Original | None, stores: Collection[str], now: int
+    ) -> Update | Invalid | Result:
         """The update, or why there is none."""
-        if whole is None:
+        if original is None:
             return Result(letter=letter, outcome=UNREADABLE, reason=letter.reason)
         if letter.reason == TOO_LARGE:
             return Result(
@@ -147,9 +148,9 @@ class Replay:
                 reason=TOO_LARGE,
                 message="the letter holds only the beginning of the record: discard it",
             )
-        if letter.store not in {self.store.store_id, *self.other_stores}:
+        if letter.store not in stores:
             return other_store(letter, self.store.store_id)
-        return pipeline.read(whole, now_us())
+        return pipeline.read(original, now)
 
 
 def verdict(letter: OpenLetter, found: Outcome | Invalid | Result) -> Result:
@@ -216,23 +217,25 @@ async def close(
     signature: Signature,
 ) -> None:
     """Write the tombstones, wait for them, and leave an audit line for each."""
+    if not resolved:
+        return
     now = datetime.now(UTC)
-    await topic.close(
-        [
-            (letter.at[0], letter.key, resolution_headers(signature.by, how, now, signature.why))
-            for letter, how in resolved
-        ]
-    )
-    signed = audit.bind(by=signature.by, why=signature.why)
-    for letter, how in resolved:
-        signed.info(
-            "dead_letter.resolved",
-            id=letter.id,
-            outcome=how,
-            reason=letter.reason,
-            connector_id=letter.connector_id,
-            store=letter.store,
-        )
+    headers = {
+        how: resolution_headers(signature.by, how, now, signature.why)
+        for how in {how for _, how in resolved}
+    }
+    await topic.close([(letter.at[0], letter.key, headers[how]) for letter, how in resolved])
+    lines = [
+        {
+            "id": letter.id,
+            "outcome": how,
+            "reason": letter.reason,
+            "connector_id": letter.connector_id,
+            "store": letter.store,
+        }
+        for letter, how in resolved
+    ]
+    audit("dead_letter.resolved", lines, by=signature.by, why=signature.why)
 
 
 async def patiently(step: Callable[[], Awaitable[Done]], stop: asyncio.Event) -> Done:

@@ -21,6 +21,7 @@ from tests.acceptance.test_dlq import dlq, listed, replayed
 from tests.brokers import Broker
 from tests.eventually import eventually
 from tests.kafka import Kafka, Record
+from worker.dead_letters import MAX_BATCH
 from worker.stores import open_store
 
 GOLDEN = Path(__file__).parents[1] / "data" / "dead_letters"
@@ -169,6 +170,18 @@ async def killed_at(stack: Stack, step: str, *arguments: str) -> int:
         stderr=asyncio.subprocess.DEVNULL,
     )
     return await asyncio.wait_for(process.wait(), 30)
+
+
+async def test_tombstones_of_one_partition_may_fill_more_than_one_batch(stack: Stack) -> None:
+    await dead_lettered(stack, [record(b"{", "x", 1) for _ in range(40)])
+    why = "w" * 4_000  # bytes, in each of them
+    done = await dlq(stack, "discard", "--all", "--reason-text", why, "--yes")
+    assert done.stderr.count('"event": "dead_letter.resolved"') == 40
+    closed = [one for one in await stack.kafka.read_all(stack.topics.dlq) if one.value is None]
+    assert 40 * len(why) > 2 * MAX_BATCH
+    assert {dict(one.headers)["__dlq.resolved.reason"] for one in closed} == {why.encode()}
+    assert len({one.key for one in closed}) == 40
+    assert await listed(stack) == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,58 @@
+"""Lines of the log: what is written at once looks like what is written one by one."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from worker import logs
+
+HOSTILE = 'a"}, {"id": "b\n\x1b[31m\u2028\ud800'
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root, audits = logging.getLogger(), logging.getLogger(logs.AUDIT)
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, audits.handlers, audits.propagate = handlers, [], True
+    for name in ("", "worker", logs.AUDIT, "aiokafka.cluster", "elastic_transport"):
+        logging.getLogger(name).setLevel(level if name == "" else logging.NOTSET)
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+
+
+def without_time(line: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(line)
+    assert found.pop("timestamp")
+    return found
+
+
+def test_audit_lines_are_json_as_all_others_whatever_they_hold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("info", "json")
+    lines: list[logs.Line] = [
+        {"id": HOSTILE, "connector_id": None},
+        {"id": "2", "connector_id": HOSTILE},
+    ]
+    for line in lines:
+        structlog.get_logger("worker").info("dead_letter.resolved", by=HOSTILE, **line)
+    logs.audit("dead_letter.resolved", lines, by=HOSTILE)
+    written = capsys.readouterr().err.splitlines()
+    assert len(written) == 4
+    assert [*map(without_time, written[2:])] == [*map(without_time, written[:2])]
+    assert [*json.loads(written[2])] == [*json.loads(written[0])]  # in the same order
+
+
+def test_audit_lines_are_pretty_and_harmless_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("error", "pretty")
+    logs.audit("dead_letter.resolved", [{"id": "1"}, {"id": "\x1b[31m2"}], by="me")
+    written = capsys.readouterr().err.splitlines()
+    assert len(written) == 2
+    assert all("dead_letter.resolved" in line and "by=me" in line for line in written)
+    assert "\x1b" not in "".join(written)
