@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import delay
@@ -65,11 +65,11 @@ def peers(stage: Stage, size: Size) -> None:
     """Workers that handle one event after the other, and FastStream, on the same PostgreSQL."""
     table, load = Table(), Load(events=size.events)
     contenders = {"per event": "per_event"}
-    if shutil.which("faststream", path=str(LAST_SYNC.parent)):
+    if find_spec("faststream"):
         contenders |= {"FastStream, message": "faststream_message"}
         contenders |= {"FastStream, batch": "faststream_batch"}
     else:
-        say("  FastStream is not installed: pip install --group bench")
+        say("  FastStream is not installed: .venv/bin/pip install --group bench")
     for _ in range(size.rounds):
         table.add("worker, postgresql", stage.run("worker", load, "postgresql"))
         for name, contender in contenders.items():

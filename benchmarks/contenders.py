@@ -307,12 +307,9 @@ async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
         if left[0] <= 0:
             done.set()
 
+    options: dict[str, Any] = {"max_records": BATCH} if batch else {}
     subscribed = broker.subscriber(
-        job.topic,
-        group_id=job.group,
-        auto_offset_reset="earliest",
-        batch=batch,
-        **({"max_records": BATCH} if batch else {}),
+        job.topic, group_id=job.group, auto_offset_reset="earliest", batch=batch, **options
     )
     subscribed(all_of if batch else each)
     async with broker:
@@ -334,7 +331,10 @@ async def replay(job: Job, meter: Meter) -> None:
 
 CONTENDERS = {
     contender.__name__: contender
-    for contender in (*(fetch, calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),)
+    for contender in (
+        *(fetch, calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),
+        *(worker_for_ever, bulk_for_ever, faststream_message, faststream_batch),
+    )
 }
 
 

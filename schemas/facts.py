@@ -64,7 +64,7 @@ def _common(value: bytes, now: int) -> Facts | None:
     if not carried or (job is not None and payload is not None):
         return None
     at = microseconds(occurred_at)
-    strings = _strings(carried.values(), occurred_at + SKEW)
+    strings = _strings(carried.values(), occurred_at)
     # A name that is unknown or repeated, or a quote inside of a string, would make it more.
     quotes = 2 * (len(event) + 3 + len(carried) + strings)
     if not strings or value.count(b'"') != quotes or at - now > SKEW_US:
@@ -79,7 +79,7 @@ def _common(value: bytes, now: int) -> Facts | None:
     return Facts(event["event_id"], event["connector_id"], occurred_at, at, rank, fields)
 
 
-def _strings(values: Iterable[Any], latest: datetime) -> int:
+def _strings(values: Iterable[Any], occurred_at: datetime) -> int:
     """Count the values that are strings in JSON; 0 where there is a cursor, or a later time."""
     strings = 0
     for value in values:
@@ -87,7 +87,7 @@ def _strings(values: Iterable[Any], latest: datetime) -> int:
         if kind is str:
             strings += 1
         elif kind is datetime:
-            if value > latest:
+            if value > occurred_at and value - occurred_at > SKEW:
                 return 0
             strings += 1
         elif kind is dict:

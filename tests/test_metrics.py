@@ -44,6 +44,7 @@ def finished(*verdicts: Verdict, age: float = 1.0) -> Batch:
     batch = Batch.of({TopicPartition("t", 0): records})
     batch.reads = [v if isinstance(v, Invalid) else event for v in verdicts]
     batch.verdicts = list(verdicts)
+    batch.failures = pipeline.failures(verdicts)
     return batch
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from aiokafka import ConsumerRecord, TopicPartition
 
 from schemas.sync_finished import Invalid
-from worker import pipeline
 from worker.merge import Update
 from worker.pipeline import Verdict
 
@@ -22,6 +21,7 @@ class Batch:
     last: dict[TopicPartition, ConsumerRecord]
     reads: list[Update | Invalid] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)  # indexes of what would be dead-lettered
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     @classmethod
@@ -36,8 +36,3 @@ class Batch:
     def offsets(self) -> dict[TopicPartition, int]:
         """What to commit: the next to read."""
         return {tp: record.offset + 1 for tp, record in self.last.items()}
-
-    @property
-    def failures(self) -> list[int]:
-        """Indexes of the records that would be dead-lettered."""
-        return pipeline.failures(self.verdicts)

@@ -328,6 +328,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         else:
             for i, read, verdict in zip(again, reads, verdicts, strict=True):
                 batch.reads[i], batch.verdicts[i] = read, verdict
+        batch.failures = pipeline.failures(batch.verdicts)
         self._hold_back_a_flood(batch)
 
     def _hold_back_a_flood(self, batch: Batch) -> None:
