@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--slice", action="store_true", help="the sizes of CI")
     for one in fields(Sizes):
         parser.add_argument(f"--{one.name}", type=int, help=f"{one.default} if whole")
-    parser.add_argument("--only", default="", help="scenarios whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[""], help="scenarios whose names begin so")
     parser.add_argument("--keep", type=Path, help="folder for histories and logs")
     chosen = parser.parse_args()
     given = {one.name: getattr(chosen, one.name) for one in fields(Sizes)}
@@ -68,7 +68,7 @@ def main() -> None:
         wanted = [
             (name, make)
             for name, make in scenarios(rig, sizes, brokers, servers)
-            if name.startswith(chosen.only)
+            if name.startswith(tuple(chosen.only))
         ]
         results = asyncio.run(run_all(wanted, say))
     print("\n".join(table(results)))

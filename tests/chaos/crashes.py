@@ -27,6 +27,7 @@ async def crash_points(rig: Rig, store: str, *, rounds: int) -> Result:
             return await _crash(run, rounds, mends=store == "elasticsearch")
 
 
+# Nobody looks on at Elasticsearch: it lists what it held a moment ago.
 async def _crash(run: Run, rounds: int, *, mends: bool) -> Result:
     problems = []
     for number in range(rounds):

@@ -59,7 +59,7 @@ async def unknown_connectors(rig: Rig, *, connectors: int = UNKNOWN) -> Result:
     """All connectors are unknown: nothing is written, and registering them releases the worker."""
     name, mix = "unknown-connectors", replace(MIX, connectors=connectors)
     url = rig.store("sqlite", name)
-    async with running(rig, name, url, mix, partitions=4, registered=()) as run:
+    async with running(rig, name, url, mix, partitions=4, registered=False) as run:
         await run.publish(connectors * 2)
         worker = run.worker()
         await worker.says("flood breaker")

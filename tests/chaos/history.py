@@ -1,6 +1,6 @@
 """What happened in a run: records that the brokers acknowledged, looks at the store, letters.
 
-A history is one file of JSON lines, kept with the run, so that a verdict can be reached again.
+A history is one file of JSON lines; `--keep` leaves it, with the workers' logs, for a closer look.
 """
 
 import json

@@ -9,7 +9,9 @@ from tests.chaos.nursery import Member
 from tests.chaos.rig import Result, Rig, Run, running
 
 PAUSE = (0.3, 1.5)  # seconds between two kills
-REJOIN = 1.5  # seconds until the group has thrown out its only member and taken the next
+# Seconds more that a kill takes: until the group has thrown out its only member and taken the next,
+# or another member is found working. Publishers are paced by it, to last as long as the kills.
+REJOIN, FIND = 1.5, 0.5
 REPORT = 10.0  # seconds between lines that tell how far it is
 
 
@@ -22,13 +24,14 @@ async def kill_loop(
     joined proves nothing.
     """
     async with running(rig, f"kills-{store}", rig.store(store, "kills")) as run:
-        seconds = kills * (sum(PAUSE) / 2 + (REJOIN if workers == 1 else 0))
+        seconds = kills * (sum(PAUSE) / 2 + (REJOIN if workers == 1 else FIND))
         publishing = asyncio.create_task(run.publish(events, seconds=seconds, seed=seed))
         try:
             interrupted = await _kill(run, workers, kills, random.Random(seed))  # noqa: S311
             await publishing
         finally:
             publishing.cancel()
+            await asyncio.wait({publishing})
         during = await run.handled()
         await run.drain(300)
         facts = (

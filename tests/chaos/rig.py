@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -190,6 +190,9 @@ class Run:
     async def letters(self) -> list[Letter]:
         opened: dict[tuple[int | None, bytes | None], Letter] = {}
         for record in await self.kafka.read_all(self.topics.dlq):
+            if record.value is None:  # a tombstone
+                opened.pop((record.partition, record.key), None)
+                continue
             headers = {name: (value or b"").decode() for name, value in record.headers}
             field = {name.removeprefix("__dlq.errors."): headers[name] for name in headers}
             value = None if field.get("value_null") == "true" else record.value
@@ -211,17 +214,19 @@ async def running(
     partitions: int = 12,
     bootstrap: str = "",
     observed: bool = True,
-    registered: Collection[str] | None = None,
+    registered: bool = True,
 ) -> AsyncIterator[Run]:
     """Make the topics, register the connectors, and look on until the end."""
     run = Run(rig, name, store, mix or Mix(), bootstrap or rig.bootstrap)
     await run.kafka.create(run.topics, partitions=partitions)
-    await run.register(run.registered if registered is None else list(registered))
+    if registered:
+        await run.register(run.registered)
     looking = asyncio.create_task(run.observe() if observed else asyncio.sleep(0), name="observe")
     try:
         yield run
     finally:
-        if not looking.done():
-            looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        looking.cancel()
+        await asyncio.wait({looking})
         run.history.close()
+    if not looking.cancelled():
+        looking.result()  # it saw trouble of its own

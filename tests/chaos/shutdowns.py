@@ -17,6 +17,7 @@ from tests.postgres import PostgresServer
 
 MIX = Mix(connectors=200)
 DEADLINE = 10.0  # seconds
+FROZEN_SESSION = "8000"  # milliseconds, longer than a worker waits for its own end
 PER_ROUND = 400  # records
 
 Situation = Callable[[Run], AbstractAsyncContextManager[list[Member]]]
@@ -41,8 +42,7 @@ async def shutdown(
         for number in range(rounds):
             await run.publish(PER_ROUND, publishers=1, seed=number)
             async with situation(run) as members:
-                for member in members:
-                    seconds, problem = await _end(member)
+                for seconds, problem in await asyncio.gather(*map(_end, members)):
                     slowest = max(slowest, seconds)
                     problems += [f"round {number}: {problem}"] if problem else []
             run.say(f"{number + 1}/{rounds} rounds")
@@ -94,7 +94,7 @@ async def holding(run: Run) -> AsyncIterator[list[Member]]:
 @asynccontextmanager
 async def rebalancing(run: Run) -> AsyncIterator[list[Member]]:
     """A frozen member keeps the rebalance that a new one began from ending, for a session long."""
-    first, frozen = run.worker(), run.worker()
+    first, frozen = run.worker(), run.worker(LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS=FROZEN_SESSION)
     await eventually(lambda: _partitions(first) == _partitions(frozen) == 2, 30)
     await run.drained()
     revoked = first.stderr.count("partitions.revoked")
@@ -103,6 +103,7 @@ async def rebalancing(run: Run) -> AsyncIterator[list[Member]]:
     try:
         await eventually(lambda: first.stderr.count("partitions.revoked") > revoked, 20)
         yield [first, newcomer]
+        assert '"partitions.assigned"' not in newcomer.stderr, "the rebalance was over too soon"
     finally:
         frozen.signal(signal.SIGKILL)
         await frozen.ended()

@@ -8,6 +8,7 @@ from tests.chaos.scenarios import SLICE, run_all, scenarios, table
 from tests.postgres import PostgresFactory
 
 
+@pytest.mark.timeout(180)  # half a minute where a machine has nothing else to do
 @pytest.mark.parametrize(
     "group", ["kills", "crashes", "shutdown", "poison", "unknown", "bisection", "bug", "without"]
 )
