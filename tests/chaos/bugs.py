@@ -35,12 +35,10 @@ async def _suffer(run: Run, faults: Sequence[str]) -> None:
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0, worker.tail
         return
-    await worker.says("partitions.assigned")
-    other = run.worker() if "in_revocation" in faults else None
+    if "in_revocation" in faults:
+        await worker.says("partitions.assigned")
+        await run.disturb(worker)
     assert await worker.ended(30) == -signal.SIGKILL, worker.tail
-    if other is not None:
-        other.signal(signal.SIGKILL)
-        await other.ended()
 
 
 def found_out(bug: str, result: Result) -> bool:

@@ -52,17 +52,12 @@ async def _died_at(run: Run, point: str) -> str:
     """Say what happened instead, if the worker did not die there."""
     faults = ["--crash", f"{point}:1", "--slow", "1" if point == "in_revocation" else "0"]
     worker = run.worker(*faults, LAST_SYNC_BATCH_SIZE="50")
-    other = None
     try:
         if point == "in_revocation":
             await worker.says("partitions.assigned")
-            other = run.worker()
+            await run.disturb(worker)
         code = await worker.ended(30)
-    except AssertionError as error:
+    except (AssertionError, TimeoutError) as error:
         worker.signal(signal.SIGKILL)
         return f"not reached: {error}"
-    finally:
-        if other is not None:
-            other.signal(signal.SIGKILL)
-            await other.ended()
     return "" if code == -signal.SIGKILL else f"ended with {code}: {worker.tail}"

@@ -17,6 +17,7 @@ from worker.stores import open_store
 MIX = Mix(connectors=500, poison=0, unknown=0)
 WINDOW = 1_000  # letters that may be written before the breaker holds, at most
 UNKNOWN = 10_000  # connectors that are registered too late
+NO_WRITES = ("SELECT", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK")
 BATCH = 500
 BAD = 271  # the update among them that the store refuses
 
@@ -87,7 +88,7 @@ async def bisection(rig: Rig, store: str) -> Result:
         written: list[str] = []
 
         def note(_: object, __: object, statement: str, *___: object) -> None:
-            if statement.lstrip().upper().startswith("INSERT"):
+            if not statement.lstrip().upper().startswith(NO_WRITES):
                 written.append(statement)
 
         event.listen(cast("Any", opened)._engine.sync_engine, "before_cursor_execute", note)

@@ -7,6 +7,7 @@ gives the run's `Result`. What breaks is the scenario's own business: the rig kn
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from tests.oracle import Fields
 from worker.stores import open_store
 
 SESSION = 1_500  # milliseconds; a dead member blocks its group until its session ends
+PATIENCE = 40.0  # seconds
 LOOK = 1.0  # seconds between looks at the store
 CHUNK = 100  # records that a publisher sends before it waits for the brokers
 
@@ -146,6 +148,18 @@ class Run:
     async def handled(self) -> int:
         """How many records the group has committed."""
         return sum((await self.kafka.committed(self.topics.group, self.topics.source)).values())
+
+    async def disturb(self, worker: Member) -> None:
+        """Let others join the worker's group, and leave it, until the worker is dead."""
+        async with asyncio.timeout(PATIENCE):
+            while worker.exit_code is None:
+                other = self.worker("--slow", "1")  # there has to be work left
+                await self._joined_or_dead(other, worker)
+                other.signal(signal.SIGTERM)
+                await other.ended()
+
+    async def _joined_or_dead(self, other: Member, worker: Member) -> None:
+        await eventually(lambda: worker.exit_code or '"partitions.assigned"' in other.stderr)
 
     async def lag(self) -> int:
         ends = await self.kafka.end_offsets(self.topics.source)
