@@ -16,7 +16,7 @@ IMAGE_EXTRAS = api elasticsearch otel postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow container-test stack-test lint format bench bench-gate docs lock clean
+.PHONY: help demo test test-slow chaos container-test stack-test lint format bench bench-gate docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests, on a real Kafka (mi
 
 test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+chaos: $(VENV)/dev.stamp  ## kills, crashes, floods and shutdowns, with a checker (10 minutes)
+	$(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
 
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
 	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker $(BIN)/python -m pytest \

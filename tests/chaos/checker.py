@@ -1,0 +1,161 @@
+"""The verdict on a run: what the history demands, against what the store and the letters show.
+
+It shares no code with the worker: which event sets a field is decided by `tests/oracle.py`. The
+last read of the history is the store at the end.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests import oracle
+from tests.chaos.history import Letter, Origin, Read, Sent
+from tests.oracle import Fields, Stamp
+
+Field = tuple[str, str]  # connector, field
+Claims = Mapping[Field, Mapping[str, list[Stamp]]]  # who may have set a value, written as JSON
+KINDS = ("lost", "regressed", "wrong", "duplicate_letters", "missing_letters")
+
+
+@dataclass(slots=True, kw_only=True)
+class Verdict:
+    """Findings, in words; a clean run has none.
+
+    lost: a field that its newest event has not set. regressed: a field that was seen newer than it
+    was seen later. wrong: a value that no event explains, a letter for a record that deserves
+    none, or one with another reason or content. duplicate, missing letters: by their origin.
+    """
+
+    events: int = 0
+    letters: int = 0
+    lost: list[str] = field(default_factory=list)
+    regressed: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    duplicate_letters: list[str] = field(default_factory=list)
+    missing_letters: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {kind: len(getattr(self, kind)) for kind in KINDS}
+
+    @property
+    def clean(self) -> bool:
+        return not any(self.counts.values())
+
+
+def check(
+    sent: Collection[Sent],
+    registered: Collection[str],
+    reads: Collection[Read],
+    letters: Collection[Letter],
+) -> Verdict:
+    verdict = Verdict(events=len(sent), letters=len(letters))
+    known = set(registered)
+    _check_letters(verdict, _expected_letters(sent, known), letters)
+    events = [entry.event for entry in sent if entry.event and entry.event["connector_id"] in known]
+    _check_store(verdict, _claims(events), known, reads)
+    return verdict
+
+
+# --- letters -----------------------------------------------------------------------------------
+
+
+def _expected_letters(sent: Iterable[Sent], registered: set[str]) -> dict[Origin, Letter]:
+    expected = {}
+    for entry in sent:
+        reason = entry.reason
+        if entry.event and entry.event["connector_id"] not in registered:
+            reason = "connector_not_found"
+        if reason:
+            expected[entry.origin] = Letter(origin=entry.origin, reason=reason, digest=entry.digest)
+    return expected
+
+
+def _check_letters(
+    verdict: Verdict, expected: Mapping[Origin, Letter], letters: Collection[Letter]
+) -> None:
+    times = Counter(letter.origin for letter in letters)
+    verdict.duplicate_letters += [f"{n} letters of {at}" for at, n in times.items() if n > 1]
+    verdict.missing_letters += [f"{letter}" for at, letter in expected.items() if at not in times]
+    verdict.wrong += [
+        f"{letter}, expected: {expected.get(letter.origin)}"
+        for letter in letters
+        if letter != expected.get(letter.origin)
+    ]
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def _claims(events: Iterable[oracle.Event]) -> Claims:
+    claims: dict[Field, dict[str, list[Stamp]]] = {}
+    for event in events:
+        stamp = oracle.stamp_of(event)
+        for name, value in oracle.fields_of(event).items():
+            made = claims.setdefault((event["connector_id"], name), {})
+            made.setdefault(_key(value), []).append(stamp)
+    return claims
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _check_store(
+    verdict: Verdict, claims: Claims, registered: set[str], reads: Iterable[Read]
+) -> None:
+    seen: dict[Field, str] = {}
+    floor: dict[Field, Stamp] = {}  # a field was once seen to be at least as new as this
+    at_end: dict[str, Fields] = {}
+    blamed: set[Field] = set()
+    for read in reads:
+        at_end.update(read.connectors)
+        for place, value in _values(read.connectors):
+            if seen.get(place) != value:
+                seen[place] = value
+                _check_read(verdict, claims, floor, blamed, place, value)
+    _check_end(verdict, claims, registered, at_end, blamed)
+
+
+def _values(connectors: Mapping[str, Fields]) -> Iterable[tuple[Field, str]]:
+    for connector, fields in connectors.items():
+        for name, value in fields.items():
+            yield (connector, name), _key(value)
+
+
+def _check_read(
+    verdict: Verdict,
+    claims: Claims,
+    floor: dict[Field, Stamp],
+    blamed: set[Field],
+    place: Field,
+    value: str,
+) -> None:
+    setters = claims.get(place, {}).get(value)
+    if setters is None:
+        verdict.wrong.append(f"{place} was {value}, which no event says")
+        blamed.add(place)
+        return
+    if place in floor and max(setters) < floor[place]:
+        verdict.regressed.append(f"{place} was {value} after it had been newer")
+        blamed.add(place)
+    floor[place] = max(floor.get(place, min(setters)), min(setters))
+
+
+def _check_end(
+    verdict: Verdict,
+    claims: Claims,
+    registered: set[str],
+    at_end: Mapping[str, Fields],
+    blamed: set[Field],
+) -> None:
+    verdict.lost += [f"connector {name} is not there" for name in registered - at_end.keys()]
+    verdict.wrong += [f"connector {name} is there" for name in at_end.keys() - registered]
+    for place, made in claims.items():
+        newest = max(made, key=lambda value: max(made[value]))
+        connector, name = place
+        found = at_end.get(connector, {})
+        if (name not in found or _key(found[name]) != newest) and place not in blamed:
+            verdict.lost.append(f"{place} is {found.get(name)!r} and not {newest}")

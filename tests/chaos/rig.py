@@ -1,0 +1,246 @@
+"""One run: topics, a store, publishers, workers, someone who looks on, and the verdict at the end.
+
+A scenario is a function that makes a `Run`, lets publishers and workers work, breaks something, and
+gives the run's `Result`. What breaks is the scenario's own business: the rig knows of no faults.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+
+from tests.chaos.checker import Verdict, check
+from tests.chaos.events import Item, Mix, Publisher
+from tests.chaos.history import History, Letter, Read, Sent, digest
+from tests.chaos.nursery import Member, Nursery
+from tests.eventually import eventually
+from tests.kafka import Kafka, Topics
+from tests.oracle import Fields
+from worker.stores import open_store
+
+SESSION = 1_500  # milliseconds; a dead member blocks its group until its session ends
+PATIENCE = 40.0  # seconds
+LOOK = 1.0  # seconds between looks at the store
+CHUNK = 100  # records that a publisher sends before it waits for the brokers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a scenario found: a verdict, if there was something to check, and claims that failed."""
+
+    name: str
+    verdict: Verdict = field(default_factory=Verdict)
+    facts: str = ""
+    problems: Sequence[str] = ()
+
+    @property
+    def good(self) -> bool:
+        return self.verdict.clean and not self.problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rig:
+    """The services that runs share."""
+
+    bootstrap: str
+    folder: Path
+    database: Callable[[], str]  # makes a PostgreSQL store, and gives its URL
+    nursery: Nursery
+    say: Callable[[str], None]
+
+    def store(self, kind: str, name: str) -> str:
+        """Give the URL of an empty store of this kind."""
+        return self.database() if kind == "postgresql" else f"sqlite:///{self.folder}/{name}.db"
+
+
+class Run:
+    """A topic, a group and a store of its own; made by `running`."""
+
+    def __init__(self, rig: Rig, name: str, store: str, mix: Mix, bootstrap: str) -> None:
+        self.rig, self.name, self.mix = rig, name, mix
+        self.kafka, self.topics = Kafka(bootstrap), Topics.unique()
+        self.registered = mix.registered
+        self.history = History(rig.folder / f"{name}.history.jsonl")
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if "LAST_SYNC" not in name},
+            "LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS": bootstrap,
+            "LAST_SYNC_KAFKA_TOPIC": self.topics.source,
+            "LAST_SYNC_KAFKA_DEAD_LETTER_TOPIC": self.topics.dlq,
+            "LAST_SYNC_KAFKA_GROUP_ID": self.topics.group,
+            "LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS": str(SESSION),
+            "LAST_SYNC_STORE_URL": store,
+        }
+
+    @property
+    def store(self) -> str:
+        return self.environ["LAST_SYNC_STORE_URL"]
+
+    def say(self, text: str) -> None:
+        self.rig.say(f"{self.name}: {text}")
+
+    def worker(self, *faults: str, **more: str) -> Member:
+        environ = {**self.environ, **more}
+        return self.rig.nursery.spawn("run", faults=faults, environ=environ)
+
+    async def register(self, connector_ids: Sequence[str]) -> None:
+        async with open_store(self.store) as store:
+            await store.add(connector_ids)
+
+    # --- publishing ----------------------------------------------------------------------------
+
+    async def publish(
+        self, wanted: int, *, publishers: int = 3, seed: int = 1, seconds: float = 0
+    ) -> None:
+        """Send this many records, as fast as can be or spread over that many seconds."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(publishers):
+                share = (wanted + number) // publishers
+                items = Publisher(self.mix, number, seed).items(share)
+                group.create_task(self._publish(items, seconds * CHUNK / share))
+
+    async def _publish(self, items: Iterator[Item], pause: float) -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=2)
+        await producer.start()
+        try:
+            due = time.monotonic()
+            while chunk := list(islice(items, CHUNK)):
+                due += pause
+                await self._send(producer, chunk)
+                await asyncio.sleep(max(0, due - time.monotonic()))
+        finally:
+            await producer.stop()
+
+    async def _send(self, producer: AIOKafkaProducer, chunk: Sequence[Item]) -> None:
+        topic = self.topics.source
+        promised = [await producer.send(topic, item.value, key=item.key) for item in chunk]
+        done = await asyncio.gather(*promised)
+        self.history.add(
+            Sent(
+                origin=(one.topic, one.partition, one.offset),
+                event=item.event,
+                reason=item.reason,
+                digest=digest(item.value),
+            )
+            for item, one in zip(chunk, done, strict=True)
+        )
+
+    # --- looking on ----------------------------------------------------------------------------
+
+    async def observe(self) -> None:
+        """Note what changed in the store, again and again, until cancelled."""
+        seen: dict[str, Fields] = {}
+        async with open_store(self.store) as store:
+            while True:
+                now = {found.id: dict(found.fields) async for found in store.connectors()}
+                changed = {name: fields for name, fields in now.items() if seen.get(name) != fields}
+                self.history.add([Read(connectors=changed)])
+                seen = now
+                await asyncio.sleep(LOOK)
+
+    async def handled(self) -> int:
+        """How many records the group has committed."""
+        return sum((await self.kafka.committed(self.topics.group, self.topics.source)).values())
+
+    async def disturb(self, worker: Member) -> None:
+        """Let others join the worker's group, and leave it, until the worker is dead."""
+        async with asyncio.timeout(PATIENCE):
+            while worker.exit_code is None:
+                other = self.worker("--slow", "1")  # there has to be work left
+                await self._joined_or_dead(other, worker)
+                other.signal(signal.SIGTERM)
+                await other.ended()
+
+    async def _joined_or_dead(self, other: Member, worker: Member) -> None:
+        await eventually(lambda: worker.exit_code or '"partitions.assigned"' in other.stderr)
+
+    async def lag(self) -> int:
+        ends = await self.kafka.end_offsets(self.topics.source)
+        return sum(ends.values()) - await self.handled()
+
+    # --- the end -------------------------------------------------------------------------------
+
+    async def drained(self, seconds: float = 60) -> None:
+        """Wait until those that work now have committed everything."""
+
+        async def done() -> bool:
+            return await self.lag() == 0
+
+        await eventually(done, seconds)
+
+    async def drain(self, seconds: float = 120, **more: str) -> None:
+        """Let a worker without faults finish what is left."""
+        environ = {**self.environ, **more}
+        worker = self.rig.nursery.spawn("run", "--drain", environ=environ)
+        code = await worker.ended(seconds)
+        if code or await self.lag():
+            raise AssertionError(f"the drain ended with {code}: {worker.tail}")
+
+    async def verdict(self) -> Verdict:
+        """Read store and letters as a person would, and check them against the history."""
+        self.history.add([Read(connectors=await self.listed()), *await self.letters()])
+        verdict = await asyncio.to_thread(self._checked)
+        self.say(f"{verdict.events} records, {verdict.letters} letters, {verdict.counts}")
+        return verdict
+
+    def _checked(self) -> Verdict:
+        history = self.history
+        return check(history.sent(), self.registered, history.reads(), history.letters())
+
+    async def listed(self) -> dict[str, Fields]:
+        environ = self.environ
+        listing = self.rig.nursery.spawn("connectors", "list", "--json", environ=environ)
+        assert await listing.ended(60) == 0, listing.tail
+        documents = map(json.loads, listing.stdout.splitlines())
+        return {document.pop("id"): document for document in documents}
+
+    async def letters(self) -> list[Letter]:
+        opened: dict[tuple[int | None, bytes | None], Letter] = {}
+        for record in await self.kafka.read_all(self.topics.dlq):
+            if record.value is None:  # a tombstone
+                opened.pop((record.partition, record.key), None)
+                continue
+            headers = {name: (value or b"").decode() for name, value in record.headers}
+            field = {name.removeprefix("__dlq.errors."): headers[name] for name in headers}
+            value = None if field.get("value_null") == "true" else record.value
+            opened[record.partition, record.key] = Letter(
+                origin=(field["topic"], int(field["partition"]), int(field["offset"])),
+                reason=field["reason"],
+                digest=digest(value),
+            )
+        return list(opened.values())
+
+
+@asynccontextmanager
+async def running(
+    rig: Rig,
+    name: str,
+    store: str,
+    mix: Mix | None = None,
+    *,
+    partitions: int = 12,
+    bootstrap: str = "",
+    observed: bool = True,
+    registered: bool = True,
+) -> AsyncIterator[Run]:
+    """Make the topics, register the connectors, and look on until the end."""
+    run = Run(rig, name, store, mix or Mix(), bootstrap or rig.bootstrap)
+    await run.kafka.create(run.topics, partitions=partitions)
+    if registered:
+        await run.register(run.registered)
+    looking = asyncio.create_task(run.observe() if observed else asyncio.sleep(0), name="observe")
+    try:
+        yield run
+    finally:
+        looking.cancel()
+        await asyncio.wait({looking})
+        run.history.close()
+    if not looking.cancelled():
+        looking.result()  # it saw trouble of its own

@@ -1,0 +1,131 @@
+"""Every scenario by name, in the size that is wanted, and the table of what they found."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tests.brokers import BrokerFactory
+from tests.chaos import bugs, crashes, floods, kills, shutdowns
+from tests.chaos.checker import KINDS
+from tests.chaos.rig import Result, Rig
+from tests.conftest import upgrade
+from tests.postgres import PostgresFactory
+
+AT_ONCE = 4  # scenarios; most of their time they wait
+LIMIT = 1_500.0  # seconds for all of them
+
+Scenario = Callable[[], Awaitable[Result]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much of everything; `seed` decides what is sent and who is killed when."""
+
+    events: int = 200_000  # of each kill loop
+    kills: int = 200
+    crashes: int = 3  # at each point, on each store
+    shutdowns: int = 20  # in each situation
+    poison: int = 10_000  # records of each flood
+    seed: int = 1
+
+
+WHOLE = Sizes()
+SLICE = Sizes(events=20_000, kills=15, crashes=1, shutdowns=1, poison=3_000)
+
+
+def scenarios(
+    rig: Rig, sizes: Sizes, brokers: BrokerFactory, servers: PostgresFactory
+) -> Iterator[tuple[str, Scenario]]:
+    """Name and make every scenario; the longest first."""
+    loop = partial(kills.kill_loop, rig, events=sizes.events, kills=sizes.kills)
+    yield "kills-sqlite", partial(loop, "sqlite", workers=1, seed=sizes.seed)
+    yield "kills-postgresql", partial(loop, "postgresql", workers=3, seed=sizes.seed)
+    rounds = sizes.shutdowns
+    yield "shutdown-broker-dead", partial(_shutdown_without_broker, rig, brokers, rounds)
+    yield "shutdown-store-dead", partial(_shutdown_without_store, rig, servers, rounds)
+    for name, situation in (
+        ("rebalancing", shutdowns.rebalancing),
+        ("holding", shutdowns.holding),
+        ("idle", shutdowns.idle),
+        ("loaded", shutdowns.loaded),
+    ):
+        yield f"shutdown-{name}", partial(shutdowns.shutdown, rig, name, situation, rounds=rounds)
+    for store in ("sqlite", "postgresql", "elasticsearch"):
+        yield f"crashes-{store}", partial(crashes.crash_points, rig, store, rounds=sizes.crashes)
+    for share in (0.01, 0.5, 1.0):
+        yield f"poison-{share:.0%}", partial(floods.poison, rig, share, events=sizes.poison)
+    yield "unknown-connectors", partial(floods.unknown_connectors, rig)
+    for store in ("sqlite", "postgresql"):
+        yield f"bisection-{store}", partial(floods.bisection, rig, store)
+    for bug in bugs.SUFFERS:
+        yield f"bug-{bug}", partial(_bug, rig, bug)
+        yield f"without-{bug}", partial(bugs.seeded_bug, rig, bug, present=False)
+
+
+async def _shutdown_without_broker(rig: Rig, brokers: BrokerFactory, rounds: int) -> Result:
+    with brokers() as broker:
+        await asyncio.to_thread(broker.start)
+        situation = shutdowns.without_broker(broker)
+        return await shutdowns.shutdown(
+            rig, "broker-dead", situation, rounds=rounds, bootstrap=broker.bootstrap
+        )
+
+
+async def _shutdown_without_store(rig: Rig, servers: PostgresFactory, rounds: int) -> Result:
+    with servers() as server:
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(upgrade, server.url)
+        situation = shutdowns.without_store(server)
+        return await shutdowns.shutdown(
+            rig, "store-dead", situation, rounds=rounds, store=server.url
+        )
+
+
+async def _bug(rig: Rig, bug: str) -> Result:
+    """Being found out is what is wanted: the findings themselves are no failure."""
+    result = await bugs.seeded_bug(rig, bug)
+    facts = ", ".join(f"{count} {kind}" for kind, count in result.verdict.counts.items() if count)
+    problems = [] if bugs.found_out(bug, result) else ["the checker did not find it out"]
+    return Result(name=result.name, facts=f"found out: {facts}", problems=problems)
+
+
+async def run_all(
+    wanted: Sequence[tuple[str, Scenario]], say: Callable[[str], None]
+) -> list[Result]:
+    turn, deadline = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop().time() + LIMIT
+    return await asyncio.gather(
+        *(_bounded(name, make, turn, deadline, say) for name, make in wanted)
+    )
+
+
+async def _bounded(
+    name: str,
+    scenario: Scenario,
+    turn: asyncio.Semaphore,
+    deadline: float,
+    say: Callable[[str], None],
+) -> Result:
+    async with turn:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout_at(deadline):
+                result = await scenario()
+        except Exception as error:  # noqa: BLE001 - the table has a line for each, and the exit code 1
+            result = Result(name=name, problems=[f"{type(error).__name__}: {error}"])
+        took = time.monotonic() - began
+        say(f"{name}: {'ok' if result.good else 'NOT OK'} after {took:.0f} s; {result.facts}")
+        return result
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    yield f"{'scenario':30} {'records':>8} {'letters':>8} {' '.join(KINDS)}  verdict"
+    for one in results:
+        counts = " ".join(f"{n:>{len(kind)}}" for kind, n in one.verdict.counts.items())
+        verdict = "ok" if one.good else "NOT OK"
+        line = f"{one.name:30} {one.verdict.events:>8,} {one.verdict.letters:>8,} {counts}"
+        yield f"{line}  {verdict}  {one.facts}"
+    for one in results:
+        found = [text for kind in KINDS for text in getattr(one.verdict, kind)[:5]]
+        yield from (f"{one.name}: {text}" for text in [*one.problems, *found])
