@@ -62,8 +62,8 @@ def summarize(tally: Tally, total: int, given: Given, *, dry_run: bool) -> None:
         say(f"  {outcome:<20} {counts[outcome]:>7}")
     if total > counts.total():
         say(f"  {'not tried':<20} {total - counts.total():>7}  (stopped, or resolved meanwhile)")
-    for kind, results in tally.left.items():
-        _advise(kind, results, tally, given)
+    for kind in sorted(tally.left, key=list(ADVICE).index):
+        _advise(kind, tally.left[kind], tally, given)
     if total > counts.total():
         say("\nto go on, run the same command again")
 
