@@ -57,7 +57,7 @@ _KINDS: Mapping[str, Json] = {
         name: {
             "anyOf": [
                 {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
-                {"type": "number", "minimum": 0, "maximum": 2**53},
+                {"type": "number", "exclusiveMinimum": -1, "maximum": 2**53},
                 {"type": "string", "pattern": "^[0-9]{1,18}$"},
             ]
         }
