@@ -1,10 +1,11 @@
 """What merging needs to know of an event, read from its bytes in one pass.
 
-Almost every record is a plain event with known fields only. It is validated by the rules of the
-models, into dicts instead of models, straight from the bytes; all else is left to `decode`.
+Almost every record is a plain event with known fields only, whose times are in UTC. It is validated
+by the rules of the models, into dicts instead of models, straight from the bytes, and its times
+stay text; all else is left to `decode`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,26 +15,30 @@ from pydantic_core import CoreSchema, SchemaValidator, core_schema
 from schemas import cloud_events
 from schemas.cloud_events import PLAIN, Headers
 from schemas.document import parse, storable
-from schemas.last_sync import TERMINAL, LastSync, SyncJob, job_fields, ready
-from schemas.reasons import Invalid
-from schemas.sync_finished import (
-    RANK,
-    SKEW,
-    SKEW_US,
-    SyncFinished,
-    decode,
-    microseconds,
-    payload_rank,
+from schemas.last_sync import (
+    JOB_TIMES,
+    LAST_SYNC_TIMES,
+    TERMINAL,
+    LastSync,
+    SyncJob,
+    job_fields,
+    ready,
+    utc_text,
 )
+from schemas.reasons import Invalid
+from schemas.scalars import EVERYDAY_TIME
+from schemas.sync_finished import RANK, SKEW_US, SyncFinished, decode, microseconds, payload_rank
+
+_TIMES = frozenset(("occurred_at", *JOB_TIMES, *LAST_SYNC_TIMES))
 
 
 class Facts(NamedTuple):
-    """An event as the merge sees it."""
+    """An event as the merge sees it; times are microseconds since the epoch."""
 
     event_id: str
     connector_id: str
-    occurred_at: datetime
-    at: int  # microseconds since the epoch; then rank and event id decide which event is later
+    occurred_at: int
+    at: int  # then rank and event id decide which event is later
     rank: int
     fields: dict[str, JsonValue]  # what it sets, ready for JSON, in the order of their names
 
@@ -48,8 +53,9 @@ def facts(value: bytes | None, headers: Headers = (), *, now: int) -> Facts | In
 
 
 def facts_of(event: SyncFinished) -> Facts:
+    occurred_at = microseconds(event.occurred_at)
     return Facts(
-        event.event_id, event.connector_id, event.occurred_at, event.at, event.rank, event.fields()
+        event.event_id, event.connector_id, occurred_at, event.at, event.rank, event.fields()
     )
 
 
@@ -59,26 +65,24 @@ def _common(value: bytes, now: int) -> Facts | None:
         event = _validate(value)
     except ValidationError:
         return None
-    occurred_at: datetime = event["occurred_at"]
     job, payload = event.get("job"), event.get("last_sync")
     carried = payload if job is None else job
     if not carried or (job is not None and payload is not None):
         return None
-    at = microseconds(occurred_at)
-    strings = _strings(carried.values(), occurred_at)
+    happened = utc_text(event["occurred_at"])
+    at = occurred_at = _microseconds(happened)
+    strings = _strings(carried, happened)
     # A name that is unknown or repeated, or a quote inside of a string, would make it more.
     quotes = 2 * (len(event) + 3 + len(carried) + strings)
-    if not strings or at - now > SKEW_US:
-        return None
-    if value.count(b'"') != quotes and not _storable(value):
+    if not strings or at - now > SKEW_US or (value.count(b'"') != quotes and not _storable(value)):
         return None
     if job is None:
         rank, fields = payload_rank(carried), ready(carried)
     else:
-        started_at, status = job.get("started_at"), job["status"]
-        if started_at is not None and (status not in TERMINAL or started_at > occurred_at):
-            at = microseconds(started_at)
-        rank, fields = RANK[status], job_fields(job, occurred_at)
+        started, status = job.get("started_at"), job["status"]
+        if started is not None and (status not in TERMINAL or started > happened):
+            at = _microseconds(started)
+        rank, fields = RANK[status], job_fields(job, happened)
     return Facts(event["event_id"], event["connector_id"], occurred_at, at, rank, fields)
 
 
@@ -90,20 +94,24 @@ def _storable(value: bytes) -> bool:
         return False
 
 
-def _strings(values: Iterable[Any], occurred_at: datetime) -> int:
-    """Count the values that are strings in JSON; 0 where there is a cursor, or too late a time."""
+def _strings(carried: dict[str, Any], happened: str) -> int:
+    """Count the strings, and write times in one form; 0 for a cursor, or too late a time."""
     strings = 0
-    for value in values:
+    for name, value in carried.items():
         kind = type(value)
         if kind is str:
             strings += 1
-        elif kind is datetime:
-            if value > occurred_at and value - occurred_at > SKEW:
-                return 0
-            strings += 1
+            if name in _TIMES:
+                carried[name] = moment = utc_text(value)
+                if moment > happened and _microseconds(moment) - _microseconds(happened) > SKEW_US:
+                    return 0
         elif kind is dict:
             return 0
     return strings
+
+
+def _microseconds(text: str) -> int:
+    return microseconds(datetime.fromisoformat(text))
 
 
 def _dict_of(model: type[BaseModel], **nested: CoreSchema) -> CoreSchema:
@@ -111,11 +119,18 @@ def _dict_of(model: type[BaseModel], **nested: CoreSchema) -> CoreSchema:
     rules = {name: nested.get(name) or field.metadata[0].core for name, field in fields.items()}
     return core_schema.typed_dict_schema(
         {
-            name: core_schema.typed_dict_field(rule, required=fields[name].is_required())
+            name: core_schema.typed_dict_field(
+                _everyday(rule) if name in _TIMES else rule, required=fields[name].is_required()
+            )
             for name, rule in rules.items()
         },
         extra_behavior=model.model_config.get("extra", "ignore"),
     )
+
+
+def _everyday(rule: CoreSchema) -> CoreSchema:
+    nullable = rule["type"] == "nullable"
+    return core_schema.nullable_schema(EVERYDAY_TIME) if nullable else EVERYDAY_TIME
 
 
 _validate: Callable[[bytes], dict[str, Any]] = SchemaValidator(

@@ -31,10 +31,12 @@ __all__ = [
     "ConnectorSyncStatus",
     "LastSync",
     "SyncJob",
+    "in_text",
     "job_fields",
     "payload_fields",
     "ready",
     "time_text",
+    "utc_text",
 ]
 
 MAX_ERROR_BYTES = 32_766  # longer text makes Elasticsearch refuse the write
@@ -43,6 +45,7 @@ UNKNOWN_ERROR = "unknown error"
 TERMINAL = frozenset({"completed", "error", "canceled"})
 
 _FULL_LENGTH = len("2024-11-09T15:13:08.231000Z")
+_WHOLE_SECONDS = len("2024-11-09T15:13:08")
 _text_of = SchemaSerializer(core_schema.datetime_schema()).to_python
 
 
@@ -109,7 +112,7 @@ class LastSync(BaseModel):
 
     @classmethod
     def from_job(cls, job: SyncJob, occurred_at: datetime) -> Self:
-        return cls.model_validate(job_fields(job.__dict__, occurred_at))
+        return cls.model_validate(job_fields(in_text(job.__dict__), time_text(occurred_at)))
 
     def __eq__(self, other: object) -> bool:
         """Compare the set fields too: clearing an error is not leaving it alone."""
@@ -126,8 +129,11 @@ JOB_TIMES = ("scheduled_at", "started_at", "completed_at")
 ERROR_FIELDS = frozenset({"last_access_control_sync_error", "last_sync_error"})
 
 
-def job_fields(job: Mapping[str, Any], occurred_at: datetime) -> dict[str, JsonValue]:
-    """Give the fields that a job's record sets, ready for JSON, in the order of their names."""
+def job_fields(job: Mapping[str, Any], occurred_at: str) -> dict[str, JsonValue]:
+    """Give the fields that a job's record sets, ready for JSON, in the order of their names.
+
+    Its times are UTC text already.
+    """
     status = job["status"]
     error = job.get("error") or (UNKNOWN_ERROR if status == "error" else None)
     fields: dict[str, JsonValue] = {}
@@ -136,7 +142,7 @@ def job_fields(job: Mapping[str, Any], occurred_at: datetime) -> dict[str, JsonV
     else:
         _add_content(fields, job, error)
     if status == "completed":
-        fields["last_synced"] = time_text(job.get("completed_at") or occurred_at)
+        fields["last_synced"] = job.get("completed_at") or occurred_at
         if job["job_type"] != "access_control" and (cursor := job.get("sync_cursor")) is not None:
             fields["sync_cursor"] = cursor
     return fields
@@ -145,7 +151,7 @@ def job_fields(job: Mapping[str, Any], occurred_at: datetime) -> dict[str, JsonV
 def _add_access(fields: dict[str, JsonValue], job: Mapping[str, Any], error: str | None) -> None:
     fields["last_access_control_sync_error"] = error and cut(error)
     if (scheduled_at := job.get("scheduled_at")) is not None:
-        fields["last_access_control_sync_scheduled_at"] = time_text(scheduled_at)
+        fields["last_access_control_sync_scheduled_at"] = scheduled_at
     fields["last_access_control_sync_status"] = job["status"]
 
 
@@ -155,30 +161,35 @@ def _add_content(fields: dict[str, JsonValue], job: Mapping[str, Any], error: st
     if ended and (deleted := job.get("deleted_document_count")) is not None:
         fields["last_deleted_document_count"] = deleted
     if not full and scheduled_at is not None:
-        fields["last_incremental_sync_scheduled_at"] = time_text(scheduled_at)
+        fields["last_incremental_sync_scheduled_at"] = scheduled_at
     if ended and (indexed := job.get("indexed_document_count")) is not None:
         fields["last_indexed_document_count"] = indexed
     fields["last_sync_error"] = error and cut(error)
     if full and scheduled_at is not None:
-        fields["last_sync_scheduled_at"] = time_text(scheduled_at)
+        fields["last_sync_scheduled_at"] = scheduled_at
     fields["last_sync_status"] = job["status"]
 
 
 def payload_fields(payload: LastSync) -> dict[str, JsonValue]:
     """Give the fields that a payload sets, ready for JSON, in the order of their names."""
     values = payload.__dict__
-    return ready({name: values[name] for name in payload.model_fields_set})
+    return ready(in_text({name: values[name] for name in payload.model_fields_set}))
 
 
 def ready(values: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Make a payload's values ready for JSON: times as UTC text, long errors cut."""
+    """Give a payload's values in the order of their names, with long errors cut."""
     fields = {name: values[name] for name in LAST_SYNC_FIELDS if name in values}
-    for name, value in fields.items():
-        if name in ERROR_FIELDS:
-            fields[name] = cut(value)
-        elif name in LAST_SYNC_TIMES:
-            fields[name] = time_text(value)
+    for name in ERROR_FIELDS & fields.keys():
+        fields[name] = cut(fields[name])
     return fields
+
+
+def in_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the values of a job or a payload with their times as UTC text."""
+    return {
+        name: time_text(value) if isinstance(value, datetime) else value
+        for name, value in values.items()
+    }
 
 
 def time_text(moment: datetime) -> str:
@@ -187,6 +198,14 @@ def time_text(moment: datetime) -> str:
     if text[-1] == "Z":
         return text if len(text) == _FULL_LENGTH else f"{text[:-1]}.000000Z"
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def utc_text(text: str) -> str:
+    """Give what `time_text` would of RFC 3339 text that ends in `Z` or `+00:00`."""
+    moment = text[:-1] if text[-1] == "Z" else text[:-6]
+    if len(moment) == _WHOLE_SECONDS:
+        return moment + ".000000Z"
+    return f"{moment:0<26.26}Z"
 
 
 def cut(text: str | None) -> str | None:

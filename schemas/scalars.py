@@ -28,6 +28,14 @@ _DATE_TIME = (
 )
 _IN_UTC = rf"^{_DATE_TIME}(?:Z|[+-]00:00)$"
 _WITH_OFFSET = rf"^{_DATE_TIME}(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$"
+# The same for the years from 1000 on and for whole days of the calendar only, so that such text is
+# a time for certain.
+_DAY = (
+    r"(?:[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    r"|(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)-02-29)"
+)
+_EVERYDAY = rf"^{_DAY}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:Z|\+00:00)$"
 _ASCII_ID = r"^(?:\.*[ -\-/-~][ -~]*|\.{3,})$"
 _ID = r"^(?:\.*[^.\p{Cc}]\P{Cc}*|\.{3,})$"
 _TEXT = r"^[^\x00]*$"
@@ -118,6 +126,7 @@ _time = core_schema.union_schema(
     ],
     mode="left_to_right",
 )
+EVERYDAY_TIME: CoreSchema = _text(_EVERYDAY)  # stays text
 _identifier = core_schema.union_schema(
     [
         _text(_ASCII_ID, MAX_ID_BYTES),
