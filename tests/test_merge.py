@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -83,7 +82,7 @@ def test_a_later_event_wins_over_a_put(
 ) -> None:
     after, _ = put(states(history), "c", fields, now)
     latest = max(stamp.at for stamp in after.stamps.values())
-    late = replace(late, stamp=late.stamp._replace(at=latest + 1))
+    late = late._replace(stamp=late.stamp._replace(at=latest + 1))
     state, (outcome,) = fold(after, [late])
     assert state is not None
     assert outcome.name == "applied"
@@ -256,8 +255,8 @@ def test_a_late_event_of_the_former_life_loses() -> None:
     reborn = registered(deleted(NEW, 5))
     for field in LAST_SYNC_FIELDS:
         late, new = update(5, rank=4), update(6, rank=0)
-        assert fold(reborn, [replace(late, fields={field: 1})])[1] == [Outcome("superseded")]
-        assert fold(reborn, [replace(new, fields={field: 1})])[1] == [Outcome("applied")]
+        assert fold(reborn, [late._replace(fields={field: 1})])[1] == [Outcome("superseded")]
+        assert fold(reborn, [new._replace(fields={field: 1})])[1] == [Outcome("applied")]
 
 
 def test_a_reset_does_not_lower_a_stamp_of_the_future() -> None:

@@ -39,7 +39,8 @@ def record(offset: int, *, at: float, partition: int = 0) -> Any:
 def finished(*verdicts: Verdict, age: float = 1.0) -> Batch:
     """A batch with these verdicts, of events that happened `age` seconds ago."""
     now = time.time()
-    event = Update(connector_id="c", fields={}, stamp=Stamp(1, 1, "e", ""), occurred_at=now - age)
+    event = Update(connector_id="c", fields={}, stamp=Stamp(1, 1, "e", ""))
+    event = event._replace(occurred_at=round(1e6 * (now - age)))
     records = [record(n, at=now) for n in range(len(verdicts))]
     batch = Batch.of({TopicPartition("t", 0): records})
     batch.reads = [v if isinstance(v, Invalid) else event for v in verdicts]

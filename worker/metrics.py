@@ -61,7 +61,7 @@ def _delays(batch: Batch, now: float) -> list[float]:
     kinds = pipeline.distinct(batch.verdicts)
     applied = {id(verdict) for verdict, _ in kinds if pipeline.name(verdict) == "applied"}
     return [
-        delay if (delay := now - read.occurred_at) > 0 else 0.0
+        delay if (delay := now - read.occurred_at / 1e6) > 0 else 0.0
         for read, verdict in zip(batch.reads, batch.verdicts, strict=True)
         if id(verdict) in applied and isinstance(read, Update)
     ]

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -108,7 +107,7 @@ async def test_puts_win_over_the_events_before_them_and_lose_to_later_ones(
         else:
             assert held.get(field) == state.fields.get(field)
 
-    late = [replace(each, stamp=each.stamp._replace(event_id=f"late {each.stamp.event_id}"))
+    late = [each._replace(stamp=each.stamp._replace(event_id=f"late {each.stamp.event_id}"))
             for each in updates(connector_id, after, now + YEAR)]  # fmt: skip
     await asyncio.gather(apply_one_by_one(store, late), apply_one_by_one(store, early))
 

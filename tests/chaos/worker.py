@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,7 +91,7 @@ class Store:
 
 
 def _arrived_now(update: Update) -> Update:
-    return replace(update, stamp=update.stamp._replace(at=time.time_ns() // 1000))
+    return update._replace(stamp=update.stamp._replace(at=time.time_ns() // 1000))
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types

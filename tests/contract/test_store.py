@@ -4,7 +4,6 @@ import asyncio
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -457,7 +456,7 @@ def test_a_store_does_what_the_rules_say(place: Place) -> None:
             marked = [
                 mark + item
                 if isinstance(item, str)
-                else replace(item, connector_id=mark + item.connector_id)
+                else item._replace(connector_id=mark + item.connector_id)
                 for item in items
             ]
             answers = await getattr(store, name)(marked)
