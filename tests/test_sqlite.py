@@ -1,6 +1,7 @@
 """What is SQLite's own: its file, its locks, its errors, its schema."""
 
 import asyncio
+import json
 import os
 import sqlite3
 import subprocess
@@ -26,6 +27,7 @@ from worker import errors
 from worker.errors import MisconfiguredError, TransientError
 from worker.merge import Stamp, Update
 from worker.stores import ConnectorStore, migrations, open_store, sqlite
+from worker.stores.base import Connector
 from worker.stores.migrations import upgrade
 from worker.stores.rows import CONNECTORS
 from worker.stores.sql import RejectedError
@@ -508,6 +510,61 @@ def test_the_migrated_schema_is_the_one_in_the_code(tmp_path: Path) -> None:
 def test_the_newest_step_is_the_one_that_opening_asks_for() -> None:
     steps = ScriptDirectory(str(Path(upgrade.__file__).parent))
     assert steps.get_heads() == [migrations.HEAD]
+
+
+async def test_stamps_that_named_their_fields_are_understood_after_the_migration(
+    path: Path,
+) -> None:
+    await asyncio.to_thread(store_with_names, path)
+    async with open_store(f"sqlite:///{path}") as store:
+        held = await store.get("a")
+        assert held == Connector(id="a", fields={"last_sync_status": "error"})
+        assert await store.get("b") == Connector(id="b", fields={})
+        outcomes = await store.apply(
+            [
+                update("a", 4, last_sync_status="pending"),  # the status is later
+                update("a", 6, last_synced="2026-01-01T00:00:00.000000Z"),  # a reset is later
+                update("a", 6, last_sync_error="x"),
+                update("b", 1, last_sync_status="pending"),
+            ]
+        )
+    assert [outcome.name for outcome in outcomes] == [
+        "superseded",
+        "superseded",
+        "applied",
+        "applied",
+    ]
+    written = await asyncio.to_thread(stamps_of, path, "a")
+    assert [group[4:] for group in json.loads(written)] == [[256 | 1024, 1024], [512], [64]]
+
+
+def store_with_names(path: Path) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        upgrade.upgrade(connection, to="last_sync_0002")
+        connection.exec_driver_sql(
+            "INSERT INTO connectors (id, last_sync_status, stamps) VALUES (?, ?, ?)",
+            [("a", "error", NAMED), ("b", None, '{"stamps":[]}')],
+        )
+    engine.dispose()
+
+
+def stamps_of(path: Path, connector_id: str) -> str:
+    with sqlite_shell(path) as shell:
+        found = shell.execute("SELECT stamps FROM connectors WHERE id = ?", [connector_id])
+        return str(found.fetchone()[0])
+
+
+# A status that an event set, a cursor that a reset took though its stamp is later, and a reset.
+NAMED = json.dumps(
+    {
+        "stamps": [
+            [5, 4, "e", "d", ["last_sync_status", "sync_cursor"]],
+            [7, 5, "", "", ["last_synced"]],
+        ],
+        "absent": ["sync_cursor"],
+    }
+)
 
 
 async def test_a_migration_that_fails_leaves_nothing(

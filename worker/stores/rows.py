@@ -3,16 +3,18 @@
 The values stand in columns of their own, for people with a SQL prompt. The stamps stand in one
 column, as JSON grouped by stamp, for most fields were set by the same event:
 
-    {"stamps": [[1731165188231000, 4, "event-id", "digest", ["last_sync_status", …]], …]}
+    [[1731165188231000, 4, "event-id", "digest", 1864], …]
 
-A value of NULL is a cleared one where an event's stamp holds the field. It is no value where a
-reset's stamp does, and where the field is among `"absent"`: a reset took the value, but the event's
-stamp is later than the reset's and stayed.
+The last number has a bit for each field that the event set, see `BITS`: names would double a row,
+and what is written decides how long a merge takes. A value of NULL is a cleared one where an
+event's stamp holds the field. It is no value where a reset's stamp does, and where the field has a
+bit in a sixth number too: a reset took the value, but the event's stamp is later, and stayed.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -68,7 +70,28 @@ Row = Sequence[Any]  # values in the order of STATE, times as UTC text
 Change = tuple[tuple[str, ...], Row]  # columns; their values in a row, then its stamps and its id
 
 MERGING = [CONNECTORS.c.id, CONNECTORS.c.stamps, CONNECTORS.c.deleted_at.is_not(None)]
+_GROUP = 5  # elements of a group without absent values
 KEPT: Any = object()  # stands for a value that stays in its row as it is, and was not read
+
+# They are in databases: a field that is new gets the next bit.
+BITS = {
+    name: 1 << place
+    for place, name in enumerate(
+        (
+            "last_access_control_sync_error",
+            "last_access_control_sync_scheduled_at",
+            "last_access_control_sync_status",
+            "last_deleted_document_count",
+            "last_incremental_sync_scheduled_at",
+            "last_indexed_document_count",
+            "last_sync_error",
+            "last_sync_scheduled_at",
+            "last_sync_status",
+            "last_synced",
+            "sync_cursor",
+        )
+    )
+}
 
 _PLACES = {column.name: place for place, column in enumerate(STATE)}
 
@@ -135,25 +158,22 @@ def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
     Such an update, and most are, wins all of its fields whatever they hold.
     """
     connector_id, stamps_text, gone = row
-    kept = from_json(stamps_text)
-    if gone or not updates or len(kept) > 1:
+    if gone or not updates:
         return None
-    groups: list[Sequence[Any]] = kept["stamps"]
+    groups = from_json(stamps_text)
     gained: Mapping[str, Any] = {}
-    for update in updates:
-        stamp, fields = update.stamp, update.fields
-        names, rest = list(fields), []
+    for _, new, stamp, _ in updates:
+        at, _, event_id, _ = stamp
+        bits = _bits(tuple(new))
+        kept = []
         for group in groups:
-            at, _, event_id, _, others = group
-            if at >= stamp.at or event_id == stamp.event_id:  # `fold` tells what else it may be
-                return None
-            if others != names and (others := [name for name in others if name not in fields]):
-                rest.append((*group[:4], others))
-        if not names:
-            return None
-        groups = [*rest, (*stamp, names)]
-        gained = {**gained, **fields} if gained else fields
-    return _change(connector_id, gained, to_json({"stamps": groups}).decode())
+            if group[0] >= at or group[2] == event_id or len(group) > _GROUP:
+                return None  # `fold` tells what else it may be
+            if others := group[4] & ~bits:
+                kept.append([*group[:4], others])
+        groups = [*kept, [*stamp, bits]]
+        gained = {**gained, **new} if gained else new
+    return _change(connector_id, gained, to_json(groups).decode()) if gained else None
 
 
 def _change(connector_id: str, gained: Mapping[str, Any], stamps_text: str) -> Change:
@@ -162,17 +182,24 @@ def _change(connector_id: str, gained: Mapping[str, Any], stamps_text: str) -> C
     return tuple(gained), (*gained.values(), stamps_text, connector_id)
 
 
+@cache  # of at most 2,048 sets of fields
+def _bits(names: tuple[str, ...]) -> int:
+    return sum(map(BITS.__getitem__, names))
+
+
+@cache
+def _names(bits: int) -> tuple[str, ...]:
+    return tuple(name for name, bit in BITS.items() if bits & bit)
+
+
 def _read(stamps_text: str) -> tuple[list[str], dict[str, Stamp]]:
     """Give the names of the fields that have a value, and the stamps of all that have one."""
-    kept = from_json(stamps_text)
     present: list[str] = []
     stamps: dict[str, Stamp] = {}
-    for at, rank, event_id, digest, names in kept["stamps"]:
-        stamps.update(dict.fromkeys(names, Stamp(at, rank, event_id, digest)))
+    for at, rank, event_id, digest, bits, *absent in from_json(stamps_text):
+        stamps.update(dict.fromkeys(_names(bits), Stamp(at, rank, event_id, digest)))
         if rank < RESET_RANK:
-            present += names
-    if absent := kept.get("absent"):
-        present = [name for name in present if name not in absent]
+            present += _names(bits & ~sum(absent))
     return present, stamps
 
 
@@ -189,14 +216,11 @@ def grouped(stamps: Mapping[str, Stamp]) -> list[tuple[Any, ...]]:
 
 
 def _stamps_text(state: State) -> str:
-    kept: dict[str, Any] = {"stamps": grouped(state.stamps)}
-    if absent := _absent(state):
-        kept["absent"] = absent
-    return to_json(kept).decode()
-
-
-def _absent(state: State) -> list[str]:
-    if len(state.fields) == len(state.stamps):
-        return []
-    bare = state.stamps.keys() - state.fields.keys()
-    return sorted(name for name in bare if state.stamps[name].rank < RESET_RANK)
+    groups = []
+    for *stamp, names in grouped(state.stamps):
+        group = [*stamp, _bits(tuple(names))]
+        absent = [name for name in names if name not in state.fields]
+        if absent and stamp[1] < RESET_RANK:
+            group.append(_bits(tuple(absent)))
+        groups.append(group)
+    return to_json(groups).decode()

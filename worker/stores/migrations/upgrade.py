@@ -15,13 +15,13 @@ class UnknownRevisionError(Exception):
     """The database is at a step that this release does not have."""
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, to: str = "head") -> None:
     """Run the lacking steps within the transaction that the connection is in."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         with _ALEMBIC:
-            command.upgrade(config, "head")
+            command.upgrade(config, to)
     except CommandError as error:
         raise UnknownRevisionError(str(error)) from error
