@@ -146,6 +146,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._trace = trace
         self._stop = stop
         self._work: asyncio.Task[None] | None = None
+        self._ahead: Batch | None = None  # fetched, and not begun
         self._step = ""
         self._abandoned = False
         self._committed: dict[TopicPartition, int] = {}
@@ -154,23 +155,38 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
     async def run(self, drain: Drain | None = None) -> None:
         """Work until `stop` is set, or until what there was to drain is done."""
         while not self._stop.is_set():
-            polled = await self._poll()
+            batch = await self._next()
             self._watchdog.step()
-            if polled:
-                await self._see_through(Batch.of(polled))
-            if not polled or time.monotonic() - self._looked > LOOK_AROUND:
+            if batch:
+                await self._see_through(batch)
+            if not batch or time.monotonic() - self._looked > LOOK_AROUND:
                 await self._look_around()
             if drain is not None and await drain.done():
                 return
 
     # --- reading -----------------------------------------------------------------------------
 
-    async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+    async def _next(self) -> Batch | None:
+        if self._ahead:
+            batch, self._ahead = self._ahead, None
+            return batch
+        polled = await self._poll(POLL)
+        return Batch.of(polled) if polled else None
+
+    async def _read_ahead(self) -> None:
+        """Fetch and read the next batch while another process does the work of this one."""
+        polled = await self._poll(0)
+        if polled:
+            self._ahead = ahead = Batch.of(polled)
+            for _ in ahead.reading():
+                await asyncio.sleep(0)  # the batch in flight goes first
+
+    async def _poll(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
         try:
             with kafka.translated("reading records"):
                 polled: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
-                    timeout_ms=int(POLL * 1000), max_records=self._batch_size
+                    timeout_ms=int(seconds * 1000), max_records=self._batch_size
                 )
         except NoOffsetForPartitionError as error:
             await self._begin(error.args[0])
@@ -216,6 +232,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
+            if self._store.remote and len(batch.records) >= self._batch_size // 2:
+                await self._read_ahead()
             await asyncio.wait({work}, timeout=SLOW)
             if not work.done() and self._health.held is None:
                 log.warning("batch.slow", step=self._step, waiting_for=f"{self._step} to answer")
@@ -292,7 +310,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
     async def _tick(self, work: asyncio.Task[None]) -> None:
         """A member that does not poll is thrown out: poll with everything paused."""
         self._client.pause(*self._client.assignment())
-        leaked = await self._poll()
+        leaked = await self._poll(POLL)
         for tp, records in leaked.items():  # handed out between an assignment and its pause
             if tp in self._client.assignment():
                 self._client.seek(tp, records[0].offset)
@@ -314,20 +332,18 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _classify(self, batch: Batch) -> None:
         """Give every record its verdict; on a repeated attempt only those that had a bad one."""
-        started = time.perf_counter()
+        batch.read()
         again = batch.failures if batch.verdicts else range(len(batch.records))
-        now = time.time_ns() // 1000
-        reads = [pipeline.read(batch.records[i], now) for i in again]
-        decoded = time.perf_counter()
-        batch.seconds["decode"] += decoded - started
+        reads = [batch.reads[i] for i in again]
+        started = time.perf_counter()
         outcomes = iter(await self._store.apply([r for r in reads if isinstance(r, Update)]))
         verdicts = [r if isinstance(r, Invalid) else next(outcomes) for r in reads]
-        batch.seconds["store"] += time.perf_counter() - decoded
+        batch.seconds["store"] += time.perf_counter() - started
         if not batch.verdicts:
-            batch.reads, batch.verdicts = reads, verdicts
+            batch.verdicts = verdicts
         else:
-            for i, read, verdict in zip(again, reads, verdicts, strict=True):
-                batch.reads[i], batch.verdicts[i] = read, verdict
+            for i, verdict in zip(again, verdicts, strict=True):
+                batch.verdicts[i] = verdict
         batch.failures = pipeline.failures(batch.verdicts)
         self._hold_back_a_flood(batch)
 
@@ -439,7 +455,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             await self._look_at_the_end(positions)
 
     async def _positions(self) -> dict[TopicPartition, int]:
-        """Where reading goes on, for the partitions of which that is known by now."""
+        """Where the next batch begins, for the partitions of which that is known by now."""
         positions = {}
         for tp in self._client.assignment():
             try:
@@ -447,6 +463,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                     positions[tp] = await self._client.position(tp)
             except (TimeoutError, KafkaError):
                 continue
+        if self._ahead:
+            positions |= {tp: record.offset for tp, record in self._ahead.first.items()}
         return positions
 
     async def _look_at_the_end(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -496,6 +514,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Finish and commit the batch in flight within the budget, or abandon it."""
+        self._ahead = None  # who gets the partitions reads on from what is committed
         if self._work is not None and not self._work.done():
             budget = 0 if self._health.held else self._revoke_budget
             await asyncio.wait({self._work}, timeout=budget)
@@ -508,7 +527,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             log.info("partitions.revoked", partitions=sorted(tp.partition for tp in revoked))
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._abandoned = False
+        self._abandoned, self._ahead = False, None
         self._progressed = time.monotonic()
         self._lag.forget()
         self._health.assigned(assigned, of=len(self._partitions()))

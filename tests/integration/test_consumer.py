@@ -41,7 +41,7 @@ class Pinned:
 
     def __init__(self, store: ConnectorStore) -> None:
         self._store = store
-        self.store_id = store.store_id
+        self.store_id, self.remote = store.store_id, store.remote
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -71,7 +71,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.polls = self.cancelled_polls = 0
-        self.listed_partitions = 0
+        self.listed_partitions = self.records = 0
         self.commit_error: Exception | None = None
         self.made.append(self)
 
@@ -81,7 +81,9 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
             if self.mute:
                 await asyncio.sleep(0.05)
                 return {}
-            return await super().getmany(*partitions, **options)
+            polled = await super().getmany(*partitions, **options)
+            self.records += sum(map(len, polled.values()))
+            return polled
         except asyncio.CancelledError:
             self.cancelled_polls += 1
             raise
@@ -200,6 +202,44 @@ async def test_a_revocation_waits_for_the_batch_in_flight_and_its_commit(
     assert len(store.seen) == 8
     assert second.seen == []  # nothing was delivered twice
     assert [client.cancelled_polls for client in clients] == [0, 0]
+
+
+async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committed(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    store.remote = True
+    await kafka.produce(topic.source, [event("a", 4 * n) for n in range(6)])
+    first = store.gate = asyncio.Event()
+    async with working(settings_for(kafka, topic, batch_size=2), store):
+        await store.entered.wait()
+        await eventually(lambda: clients[0].records == 4)
+        store.gate = asyncio.Event()
+        first.set()
+        await eventually(lambda: store.attempts == 2)
+        await until_committed(kafka, topic, {0: 2, 1: 0, 2: 0, 3: 0})
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+    assert store.seen == [f"e-{4 * n}" for n in range(6)]
+
+
+async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    store.remote = True
+    await kafka.produce(topic.source, [event("a", n) for n in range(8)])
+    store.gate.clear()
+    async with open_store("memory://") as other:
+        await other.add(["a"])
+        second = Pinned(other)
+        async with working(settings_for(kafka, topic, batch_size=2), store):
+            await store.entered.wait()
+            await eventually(lambda: clients[0].records == 4)
+            async with working(settings_for(kafka, topic), second):
+                await eventually(lambda: len(clients) == 2)
+                await eventually(lambda: clients[0]._subscription.reassignment_in_progress)
+                store.gate.set()
+                await eventually(committed_all(kafka, topic))
+    assert sorted([*store.seen, *second.seen]) == sorted(f"e-{n}" for n in range(8))
 
 
 async def test_a_revocation_does_not_wait_for_a_holding_batch_which_comes_again(

@@ -82,6 +82,10 @@ class ConnectorStore(Protocol):
     """
 
     @property
+    def remote(self) -> bool:
+        """Whether another process does most of the work, so that this one has time meanwhile."""
+
+    @property
     def store_id(self) -> str:
         """The UUID made with the data: the same at every opening, another where the data is."""
 

@@ -79,6 +79,10 @@ class ElasticsearchStore:
         self._slots = asyncio.Semaphore(concurrency)
 
     @property
+    def remote(self) -> bool:
+        return True
+
+    @property
     def store_id(self) -> str:
         return self._book.store_id
 

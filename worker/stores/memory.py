@@ -35,6 +35,10 @@ class MemoryStore:
         self._lock = asyncio.Lock()
 
     @property
+    def remote(self) -> bool:
+        return False
+
+    @property
     def store_id(self) -> str:
         return self._store_id
 

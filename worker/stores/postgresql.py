@@ -104,6 +104,7 @@ async def upgrade_postgresql(url: str) -> None:
 def _dialect(url: str) -> Dialect:
     return Dialect(
         name="PostgreSQL",
+        remote=True,
         version="SHOW server_version",
         begin_read=None,
         begin_write=None,

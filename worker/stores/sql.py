@@ -70,6 +70,7 @@ class Dialect:
     """What one database does in its own way."""
 
     name: str
+    remote: bool
     version: str  # the statement that asks for it
     begin_read: str | None  # None: the driver begins by itself
     begin_write: str | None
@@ -107,6 +108,10 @@ class SqlStore:
         self._select = select(*STATE).where(dialect.has_id)
         self._select_stamps = select(*MERGING).where(dialect.has_id)
         self._lock, self._lock_stamps = map(_locking, (self._select, self._select_stamps))
+
+    @property
+    def remote(self) -> bool:
+        return self._dialect.remote
 
     @property
     def store_id(self) -> str:

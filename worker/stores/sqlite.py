@@ -68,6 +68,7 @@ def _dialect(url: str) -> Dialect:
     among = func.json_each(bindparam("ids")).table_valued("value")
     return Dialect(
         name="SQLite",
+        remote=False,
         version="SELECT sqlite_version()",
         begin_read="BEGIN",
         begin_write="BEGIN IMMEDIATE",
