@@ -20,8 +20,20 @@ from pathlib import Path
 
 from benchmarks import delay
 from benchmarks.contenders import Job
+from benchmarks.elastic import SlowElasticsearch
 from benchmarks.events import Load
-from benchmarks.stage import Stage, Table, environment, finished, opened, say, started
+from benchmarks.stage import (
+    Stage,
+    Table,
+    environment,
+    finished,
+    in_a_loop,
+    opened,
+    register,
+    say,
+    started,
+)
+from tests.elasticsearch import in_a_thread
 
 LAST_SYNC = Path(sys.executable).with_name("last-sync")
 STORES = ("sqlite", "postgresql")
@@ -192,6 +204,24 @@ def memory(stage: Stage, size: Size) -> None:
     print(f"\n{size.memory:,} events: peak {peak:.0f} MB resident, slope {slope:+.2f} MB a minute")
 
 
+def elastic(stage: Stage, size: Size) -> None:
+    """The Elasticsearch store: many connectors, and so few that a batch folds."""
+    print(f"\n{'':24} {'events/s':>9} {'requests an event':>18} {'in flight':>10} {'µs CPU':>7}")
+    for count in (10_000, 1_000):
+        load = Load(events=size.events // 10, connectors=count)
+        server = SlowElasticsearch()
+        with in_a_thread(server):
+            store = f"elasticsearch+{server.url}"
+            in_a_loop(register, store, load)
+            server.begin()
+            figures = stage.run("worker", load, store=store)
+            requests = len(server.requests) / load.events
+        print(
+            f"{count:,} connectors".ljust(24) + f" {figures['rate']:9,.0f} {requests:18.2f}"
+            f" {server.in_flight:10.1f} {figures['cpu_us']:7.0f}"
+        )
+
+
 def delays(stage: Stage, size: Size) -> None:
     """From the broker's acknowledgement to the row and to the offset, at 100 events a second."""
     print(f"\n{'':24} {'row visible, ms':>20} {'offset committed, ms':>22}")
@@ -264,7 +294,7 @@ SCENARIOS: dict[str, Callable[[Stage, Size], None]] = {
     scenario.__name__: scenario
     for scenario in (
         *(drain, peers, two, poison, replay, batches, sizes, partitions, connectors, memory),
-        *(delays, imports, gate),
+        *(elastic, delays, imports, gate),
     )
 }
 

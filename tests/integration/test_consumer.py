@@ -82,11 +82,12 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
                 await asyncio.sleep(0.05)
                 return {}
             polled = await super().getmany(*partitions, **options)
-            self.records += sum(map(len, polled.values()))
-            return polled
         except asyncio.CancelledError:
             self.cancelled_polls += 1
             raise
+        else:
+            self.records += sum(map(len, polled.values()))
+            return polled
         finally:
             self.polls += 1
 

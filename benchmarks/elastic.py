@@ -1,0 +1,49 @@
+"""An Elasticsearch that takes its time, and sees how well it is kept busy.
+
+It is the tests' own fake: what it answers is real, how fast is not. So it tells how many requests
+an event takes, whether as many are in flight as may be, and what an event costs the client.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from tests.elasticsearch import FakeElasticsearch
+
+LATENCY = 0.02  # seconds; longer than the fake itself takes, so that it is what bounds the rate
+
+
+class SlowElasticsearch(FakeElasticsearch):
+    """Answers after `LATENCY`; notes the updates of connectors that are in flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was noted."""
+        self.requests.clear()
+        self._in_flight, self._busy, self._area = 0, 0.0, 0.0
+        self._moved_at = time.perf_counter()
+
+    @property
+    def in_flight(self) -> float:
+        """Updates in flight on average, of the time in which there was one."""
+        return self._area / self._busy if self._busy else 0.0
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        an_update = scope["path"].endswith("/_last_sync")
+        self._move(an_update)
+        try:
+            await asyncio.sleep(LATENCY)
+            await super()._app(scope, receive, send)
+        finally:
+            self._move(-an_update)
+
+    def _move(self, by: int) -> None:
+        now = time.perf_counter()
+        if self._in_flight:
+            self._busy += now - self._moved_at
+            self._area += self._in_flight * (now - self._moved_at)
+        self._moved_at = now
+        self._in_flight += by
