@@ -20,7 +20,7 @@ BROKER_FROZEN = 15.0  # seconds
 STORE_FROZEN = 10.0  # seconds
 RESET = 1.0  # seconds in which every connection is reset
 SLOW = 20.0  # seconds
-LATENCY = 0.03  # seconds for each chunk, in each direction
+LATENCY = 0.005  # seconds for each chunk, in each direction
 VISIT = 30.0  # seconds that another worker stays
 CAUGHT_UP = 1.0  # seconds that a probe may be behind
 STEADY = 5.0  # seconds that it has to stay so
@@ -121,8 +121,8 @@ async def befall(
     """Let one fault after the other happen, and tell of each when the worker has caught up."""
     turns = cycle(faults.turns.items())
     for moment in moments(plan, len(faults.turns)):
-        if moment > plan.seconds - plan.every / 2:  # the end is for looking at what remained
-            return
+        if max(moment, schedule.now) > plan.seconds - plan.every / 2:
+            return  # the end is for looking at what remained
         await asyncio.sleep(max(0.0, moment - schedule.now))
         name, fault = next(turns)
         begin = schedule.now
