@@ -77,15 +77,19 @@ def main() -> None:
     sys.exit(not all(claim.good for claim in found))
 
 
-async def soak(plan: Plan, services: Services, say: Say) -> tuple[Measured, Verdict, Sequence[str]]:
-    async with asyncio.timeout((plan.minutes + GRACE) * MINUTE), prepared(plan, services) as ground:
-        run, verdict = Soak(plan, ground, say), Verdict()
+async def soak(
+    plan: Plan, services: Services, say: Say
+) -> tuple[Measured, Verdict | None, Sequence[str]]:
+    """Give what was measured, the verdict if it came to one, and what went wrong."""
+    async with prepared(plan, services) as ground:
+        run, verdict = Soak(plan, ground, say), None
         try:
-            await run.last()
-            say("reading back what was published, to check the store and the letters by it")
-            verdict = await run.verdict()
+            async with asyncio.timeout((plan.minutes + GRACE) * MINUTE):
+                await run.last()
+                say("reading back what was published, to check the store and the letters by it")
+                verdict = await run.verdict()
         except* (AssertionError, OSError) as errors:  # what was measured until then is shown
-            run.faults.problems.extend(map(str, errors.exceptions))
+            run.faults.problems += [f"{type(e).__name__}: {e}" for e in errors.exceptions]
         finally:
             run.spawn.close()
         return run.measured, verdict, run.faults.problems
@@ -214,11 +218,11 @@ class Soak:
         )
 
 
-def shown(measured: Measured, verdict: Verdict, found: Sequence[Claim]) -> list[str]:
+def shown(measured: Measured, verdict: Verdict | None, found: Sequence[Claim]) -> list[str]:
     periods = list(measured.periods())
     quiet = sum(p.quiet for p in periods)
     worst = max((p.p99 for p in periods if not p.quiet), default=0.0)
-    texts = [text for kind in KINDS for text in getattr(verdict, kind)[:5]]
+    texts = [text for kind in KINDS for text in getattr(verdict, kind, [])[:5]]
     return [
         f"{quiet} of {len(periods)} periods were quiet; in others p99 was {worst:.1f} s at worst",
         *(f"{'ok    ' if one.good else 'NOT OK'}  {one.name}: {one.text}" for one in found),
@@ -226,11 +230,14 @@ def shown(measured: Measured, verdict: Verdict, found: Sequence[Claim]) -> list[
     ]
 
 
-def document(measured: Measured, verdict: Verdict, found: Sequence[Claim]) -> dict[str, object]:
+def document(
+    measured: Measured, verdict: Verdict | None, found: Sequence[Claim]
+) -> dict[str, object]:
+    checked = verdict and {"events": verdict.events, "letters": verdict.letters, **verdict.counts}
     return {
         "plan": asdict(measured.plan),
         "claims": [asdict(claim) for claim in found],
-        "verdict": {"events": verdict.events, "letters": verdict.letters, **verdict.counts},
+        "verdict": checked,
         "periods": [asdict(period) for period in measured.periods()],
         "disturbances": [asdict(one) for one in measured.disturbances],
         "samples": [asdict(sample) for sample in measured.samples],

@@ -87,13 +87,13 @@ def slopes(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 # --- claims ------------------------------------------------------------------------------------
 
 
-def claims(measured: Measured, verdict: Verdict, problems: Sequence[str]) -> list[Claim]:
+def claims(measured: Measured, verdict: Verdict | None, problems: Sequence[str]) -> list[Claim]:
     return [
         memory(measured),
         constant(measured, "file descriptors", lambda sample: sample.fds),
         constant(measured, "threads", lambda sample: sample.threads),
         delay(measured),
-        Claim(name="nothing lost", good=verdict.clean, text=_counted(verdict)),
+        loss(verdict),
         Claim(name="nothing went wrong", good=not problems, text="; ".join(problems) or "as meant"),
     ]
 
@@ -163,9 +163,15 @@ def _too_few(name: str, what: str) -> Claim:
     return Claim(name=name, good=False, text=f"too few {what} to tell: let it run longer")
 
 
-def _counted(verdict: Verdict) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in verdict.counts.items())
-    return f"{verdict.events:,} records, {verdict.letters:,} letters: {counts}"
+def loss(verdict: Verdict | None) -> Claim:
+    name = "nothing lost"
+    if verdict is None:
+        return Claim(name=name, good=False, text="it did not come to a check")
+    counts = ", ".join(
+        f"{count} {kind.replace('_', ' ')}" for kind, count in verdict.counts.items()
+    )
+    text = f"{verdict.events:,} records, {verdict.letters:,} letters: {counts}"
+    return Claim(name=name, good=verdict.clean, text=text)
 
 
 # --- what is shown -----------------------------------------------------------------------------

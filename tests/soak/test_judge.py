@@ -90,6 +90,11 @@ def test_findings_and_problems_spoil_the_verdict() -> None:
     assert judged(problems=["it ended with 1"]) == ["nothing went wrong"]
 
 
+def test_a_run_that_was_not_checked_is_no_pass() -> None:
+    found = claims(measured(), None, [])
+    assert [claim.name for claim in found if not claim.good] == ["nothing lost"]
+
+
 def test_too_little_to_judge_by_is_no_pass() -> None:
     assert judged(SAMPLES[:62], DELAYS[:1_200]) == [
         "memory",
