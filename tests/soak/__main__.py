@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
@@ -88,7 +89,8 @@ async def soak(
                 await run.last()
                 say("reading back what was published, to check the store and the letters by it")
                 verdict = await run.verdict()
-        except* (AssertionError, OSError) as errors:  # what was measured until then is shown
+        except* Exception as errors:  # noqa: BLE001 - what was measured until then is shown all the same
+            traceback.print_exception(errors)
             run.faults.problems += [f"{type(e).__name__}: {e}" for e in errors.exceptions]
         finally:
             run.spawn.close()

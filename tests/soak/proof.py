@@ -58,8 +58,7 @@ def _checked(
 def _records(bootstrap: str, tp: TopicPartition) -> Iterator[ConsumerRecord]:
     """Read the partition from its beginning to where it ends now."""
     with asyncio.Runner() as runner:
-        consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-        runner.run(_start(consumer, tp))
+        consumer = runner.run(_started(bootstrap, tp))
         try:
             end = runner.run(consumer.end_offsets([tp]))[tp]
             while runner.run(consumer.position(tp)) < end:
@@ -68,9 +67,11 @@ def _records(bootstrap: str, tp: TopicPartition) -> Iterator[ConsumerRecord]:
             runner.run(consumer.stop())
 
 
-async def _start(consumer: AIOKafkaConsumer, tp: TopicPartition) -> None:
+async def _started(bootstrap: str, tp: TopicPartition) -> AIOKafkaConsumer:
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     consumer.assign([tp])
+    return consumer
 
 
 def _sent(record: ConsumerRecord) -> Sent:

@@ -1,7 +1,11 @@
 """What the soak publishes, samples and does, without the hour."""
 
+import asyncio
+import json
 import os
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -10,13 +14,16 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from tests.brokers import HOST, free_port
 from tests.chaos.checker import check
-from tests.chaos.history import Read, Sent, digest
+from tests.chaos.events import Item
+from tests.chaos.history import Letter, Read, Sent, digest
+from tests.kafka import Kafka, Record, Topics
 from tests.oracle import expected
 from tests.probes import Probes
 from tests.soak.faults import moments
 from tests.soak.onlooker import Reads
 from tests.soak.plan import PARTITIONS, PROBE_EVERY, PROBED, Plan, Schedule, partition_of, probed
-from tests.soak.publisher import items
+from tests.soak.proof import prove
+from tests.soak.publisher import REASON, items
 from tests.soak.samples import sample
 
 PLAN = Plan(connectors=200)
@@ -89,3 +96,47 @@ def test_the_checker_takes_a_stream_of_probes() -> None:
     )
     reads = [Read(connectors=expected(events, registered))]
     assert check(sent, registered, reads, []).clean
+
+
+@pytest.fixture
+async def published(kafka: Kafka) -> Topics:
+    """Publish a little of what a soak publishes."""
+    topics = Topics.unique()
+    await kafka.create(topics, partitions=PARTITIONS)
+    await kafka.produce(topics.source, (record(item) for item in islice(items(20), 2_000)))
+    return topics
+
+
+def record(item: Item) -> Record:
+    headers = [(REASON, item.reason.encode())] if item.reason else []
+    return Record(key=item.key, value=item.value, headers=headers)
+
+
+async def test_what_stands_in_the_topic_is_what_store_and_letters_are_held_to(
+    kafka: Kafka, published: Topics, tmp_path: Path
+) -> None:
+    registered = Plan(connectors=20).registered
+    written = await kafka.read_all(published.source)
+    letters = [found for one in written if (found := letter(one, published.source, registered))]
+    events = [json.loads(one.value or b"") for one in written if not one.headers]
+    reads = Reads(tmp_path)
+    reads.add(expected(events, registered))
+    reads.close()
+    judge = partial(prove, kafka.bootstrap, published.source, tmp_path)
+    sound = await asyncio.to_thread(judge, registered, letters)
+    assert (sound.clean, sound.events, sound.letters) == (True, 2_000, len(letters))
+    wrong = await asyncio.to_thread(judge, [*registered, "unread"], letters[1:])
+    assert (len(wrong.missing_letters), len(wrong.lost)) == (1, 1)
+
+
+def letter(record: Record, topic: str, registered: Sequence[str]) -> Letter | None:
+    """Give the letter that the record has to have."""
+    reason = dict(record.headers).get(REASON) or b""
+    if not reason and (record.key or b"").decode() not in registered:
+        reason = b"connector_not_found"
+    origin = (topic, record.partition or 0, record.offset or 0)
+    return (
+        Letter(origin=origin, reason=reason.decode(), digest=digest(record.value))
+        if reason
+        else None
+    )
