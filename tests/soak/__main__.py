@@ -35,6 +35,7 @@ GRACE = 30.0  # minutes for start, catching up and checking, at most
 LEAD = 5.0  # seconds from the start of the processes to the first event
 READY = 60.0  # seconds
 CATCH_UP = 120.0  # seconds
+FAREWELL = 60.0  # seconds
 MINUTE = 60.0  # seconds
 LEAKY = (sys.executable, "-P", str(Path(__file__).with_name("leaky.py")))
 
@@ -168,7 +169,7 @@ class Soak:
 
     async def _end(self, worker: Spawned) -> None:
         worker.signal(signal.SIGTERM)
-        if code := await worker.ended():
+        if code := await worker.ended(FAREWELL):
             self.faults.problems.append(f"the worker ended with {code}: {worker.stderr[-500:]}")
 
     async def _tell(self, publisher: Helper) -> None:

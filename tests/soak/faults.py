@@ -107,7 +107,7 @@ class Faults:
         if "partitions.assigned" not in other.stderr:
             self.problems.append("the second worker was given no partitions")
         other.signal(signal.SIGTERM)
-        if code := await other.ended():
+        if code := await other.ended(VISIT):
             self.problems.append(f"the second worker ended with {code}: {other.stderr[-500:]}")
 
 
