@@ -13,6 +13,7 @@ from tests.soak.samples import Sample
 SLOPE = 1.0  # MB an hour, at most
 RISE = 1.5  # times the p99 of the first third, at most
 FEWEST = 3  # quiet samples, or quiet periods, that a figure may rest on
+FEWEST_FOR_SLOPE = 30  # quiet samples: five minutes
 HOUR = 3_600
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ def claims(measured: Measured, verdict: Verdict | None, problems: Sequence[str])
 def memory(measured: Measured) -> Claim:
     """Both slopes have to be small: one is moved by a late step, the other by a steady creep."""
     name, points = "memory", [(s.at / HOUR, s.rss) for s in measured.settled]
-    if len(points) < FEWEST:
+    if len(points) < FEWEST_FOR_SLOPE:
         return _too_few(name, "samples")
     least, median = slopes(points)
     sizes = [size for _, size in points]
