@@ -16,7 +16,7 @@ IMAGE_EXTRAS = api elasticsearch otel postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow chaos container-test stack-test lint format bench bench-gate docs lock clean
+.PHONY: help demo test test-slow chaos soak container-test stack-test lint format bench bench-gate docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minut
 
 chaos: $(VENV)/dev.stamp  ## kills, crashes, floods and shutdowns, with a checker (10 minutes)
 	$(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
+
+soak: $(VENV)/dev.stamp  ## an hour at 2,000 events/s with faults: memory, descriptors, threads, delay
+	$(BIN)/python -m tests.soak $(SOAK_FLAGS)
 
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
 	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker $(BIN)/python -m pytest \

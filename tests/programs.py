@@ -5,7 +5,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,16 @@ class Spawned:
     """A `last-sync` that goes on while the test does."""
 
     def __init__(
-        self, *arguments: str, folder: Path, name: str, environ: Mapping[str, str]
+        self,
+        *command: str,
+        folder: Path,
+        name: str,
+        environ: Mapping[str, str],
     ) -> None:
         self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                [LAST_SYNC, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -114,12 +118,15 @@ class Spawned:
 class Spawn:
     """Starts `last-sync` processes, and ends at `close` those that still run."""
 
-    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
-        self._folder, self._environ = folder, environ
+    def __init__(
+        self, folder: Path, environ: Mapping[str, str], program: Sequence[str] = (LAST_SYNC,)
+    ) -> None:
+        self._folder, self._environ, self._program = folder, environ, program
         self._all: list[Spawned] = []
 
     def __call__(self, *arguments: str, env: Mapping[str, str] | None = None) -> Spawned:
         spawned = Spawned(
+            *self._program,
             *arguments,
             folder=self._folder,
             name=f"last-sync-{len(self._all)}",

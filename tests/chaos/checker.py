@@ -15,7 +15,7 @@ from tests.chaos.history import Letter, Origin, Read, Sent
 from tests.oracle import Fields, Stamp
 
 Field = tuple[str, str]  # connector, field
-Claims = Mapping[Field, Mapping[str, list[Stamp]]]  # who may have set a value, written as JSON
+Claims = dict[Field, dict[str, list[Stamp]]]  # who may have set a value, written as JSON
 KINDS = ("lost", "regressed", "wrong", "duplicate_letters", "missing_letters")
 
 
@@ -46,31 +46,34 @@ class Verdict:
 
 
 def check(
-    sent: Collection[Sent],
+    sent: Iterable[Sent],
     registered: Collection[str],
-    reads: Collection[Read],
+    reads: Iterable[Read],
     letters: Collection[Letter],
 ) -> Verdict:
-    verdict = Verdict(events=len(sent), letters=len(letters))
-    known = set(registered)
-    _check_letters(verdict, _expected_letters(sent, known), letters)
-    events = [entry.event for entry in sent if entry.event and entry.event["connector_id"] in known]
-    _check_store(verdict, _claims(events), known, reads)
+    """Judge a run; of what was sent only the demands are kept, so it may come from a stream."""
+    verdict, known = Verdict(letters=len(letters)), set(registered)
+    expected: dict[Origin, Letter] = {}
+    claims: Claims = {}
+    for entry in sent:
+        verdict.events += 1
+        if reason := _refusal(entry, known):
+            expected[entry.origin] = Letter(origin=entry.origin, reason=reason, digest=entry.digest)
+        elif entry.event:
+            _claim(claims, entry.event)
+    _check_letters(verdict, expected, letters)
+    _check_store(verdict, claims, known, reads)
     return verdict
 
 
+def _refusal(entry: Sent, registered: Collection[str]) -> str:
+    """Give the reason that its letter has to have; nothing for what has to be applied."""
+    if entry.event and entry.event["connector_id"] not in registered:
+        return "connector_not_found"
+    return entry.reason
+
+
 # --- letters -----------------------------------------------------------------------------------
-
-
-def _expected_letters(sent: Iterable[Sent], registered: set[str]) -> dict[Origin, Letter]:
-    expected = {}
-    for entry in sent:
-        reason = entry.reason
-        if entry.event and entry.event["connector_id"] not in registered:
-            reason = "connector_not_found"
-        if reason:
-            expected[entry.origin] = Letter(origin=entry.origin, reason=reason, digest=entry.digest)
-    return expected
 
 
 def _check_letters(
@@ -89,14 +92,11 @@ def _check_letters(
 # --- the store ---------------------------------------------------------------------------------
 
 
-def _claims(events: Iterable[oracle.Event]) -> Claims:
-    claims: dict[Field, dict[str, list[Stamp]]] = {}
-    for event in events:
-        stamp = oracle.stamp_of(event)
-        for name, value in oracle.fields_of(event).items():
-            made = claims.setdefault((event["connector_id"], name), {})
-            made.setdefault(_key(value), []).append(stamp)
-    return claims
+def _claim(claims: Claims, event: oracle.Event) -> None:
+    stamp = oracle.stamp_of(event)
+    for name, value in oracle.fields_of(event).items():
+        made = claims.setdefault((event["connector_id"], name), {})
+        made.setdefault(_key(value), []).append(stamp)
 
 
 def _key(value: Any) -> str:

@@ -202,20 +202,24 @@ class Run:
         return {document.pop("id"): document for document in documents}
 
     async def letters(self) -> list[Letter]:
-        opened: dict[tuple[int | None, bytes | None], Letter] = {}
-        for record in await self.kafka.read_all(self.topics.dlq):
-            if record.value is None:  # a tombstone
-                opened.pop((record.partition, record.key), None)
-                continue
-            headers = {name: (value or b"").decode() for name, value in record.headers}
-            field = {name.removeprefix("__dlq.errors."): headers[name] for name in headers}
-            value = None if field.get("value_null") == "true" else record.value
-            opened[record.partition, record.key] = Letter(
-                origin=(field["topic"], int(field["partition"]), int(field["offset"])),
-                reason=field["reason"],
-                digest=digest(value),
-            )
-        return list(opened.values())
+        return await open_letters(self.kafka, self.topics.dlq)
+
+
+async def open_letters(kafka: Kafka, topic: str) -> list[Letter]:
+    opened: dict[tuple[int | None, bytes | None], Letter] = {}
+    for record in await kafka.read_all(topic):
+        if record.value is None:  # a tombstone
+            opened.pop((record.partition, record.key), None)
+            continue
+        headers = {name: (value or b"").decode() for name, value in record.headers}
+        field = {name.removeprefix("__dlq.errors."): headers[name] for name in headers}
+        value = None if field.get("value_null") == "true" else record.value
+        opened[record.partition, record.key] = Letter(
+            origin=(field["topic"], int(field["partition"]), int(field["offset"])),
+            reason=field["reason"],
+            digest=digest(value),
+        )
+    return list(opened.values())
 
 
 @asynccontextmanager

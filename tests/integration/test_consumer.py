@@ -1,8 +1,10 @@
 """The loop inside one process, on a real broker, with the store's steps pinned by events."""
 
 import asyncio
+import gc
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,60 @@ async def test_a_holding_worker_keeps_polling_and_is_handed_no_successors(
     assert clients[0].listed_partitions == 0  # an empty list would mean all of them
     assert clients[0].cancelled_polls == 0
     assert await kafka.read_all(topic.dlq) == []
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Leave cycles alone, as a collector does that has better things to do."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def fetched_ahead(client: Recorded) -> Callable[[], bool]:
+    """Wait for records beyond the batch in hand, and give whether any of them is in memory."""
+    await eventually(lambda: len(client._fetcher._records) > 1)
+    records = [weakref.ref(one._partition_records) for one in client._fetcher._records.values()]
+    return lambda: any(one() is not None for one in records)
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_what_a_pause_drops_of_what_was_fetched_is_freed_when_it_is_over(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    await kafka.produce(topic.source, [event("a", n) for n in range(40)])
+    store.gate.clear()
+    async with working(settings_for(kafka, topic, batch_size=1), store):
+        await store.entered.wait()
+        in_memory = await fetched_ahead(clients[0])
+        await eventually(lambda: not clients[0]._fetcher._records)
+        assert in_memory()
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+        assert not in_memory()
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_what_a_rebalance_drops_of_what_was_fetched_is_freed(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "SLOW", 60.0)  # nothing is paused
+    await kafka.produce(topic.source, [event("a", n) for n in range(40)])
+    store.gate.clear()
+    settings = settings_for(kafka, topic, batch_size=1)
+    async with working(settings, store):
+        await store.entered.wait()
+        in_memory = await fetched_ahead(clients[0])
+        async with working(settings, store):
+            await eventually(lambda: clients[0]._subscription.reassignment_in_progress)
+            assert in_memory()
+            store.gate.set()
+            await eventually(committed_all(kafka, topic))
+            assert not in_memory()
 
 
 async def test_a_revocation_waits_for_the_batch_in_flight_and_its_commit(
