@@ -154,6 +154,18 @@ def sizes(stage: Stage, size: Size) -> None:
     table.show()
 
 
+def kinds(stage: Stage, size: Size) -> None:
+    """Events that set the same fields, or starts and ends of all kinds of jobs."""
+    table = Table()
+    for _ in range(size.rounds):
+        for kind in STORES:
+            for mixed in (False, True):
+                load = Load(events=min(size.events, 100_000), mixed=mixed)
+                name = f"{'all kinds' if mixed else 'one kind'}, {kind}"
+                table.add(name, stage.run("worker", load, kind))
+    table.show()
+
+
 def partitions(stage: Stage, size: Size) -> None:
     """Topics of one partition or many, SQLite."""
     table = Table()
@@ -293,7 +305,7 @@ def machine() -> str:
 SCENARIOS: dict[str, Callable[[Stage, Size], None]] = {
     scenario.__name__: scenario
     for scenario in (
-        *(drain, peers, two, poison, replay, batches, sizes, partitions, connectors, memory),
+        *(drain, peers, two, poison, replay, batches, sizes, kinds, partitions, connectors, memory),
         *(elastic, delays, imports, gate),
     )
 }

@@ -5,7 +5,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from schemas.scalars import JOB_TYPES, STATUSES
 from tests.kafka import Record
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,6 +22,7 @@ class Load:
     partitions: int = 4
     size: int = 375  # bytes of a value, about
     poison: float = 0.0  # share of events for connectors that nobody registered
+    mixed: bool = False  # starts and ends of all kinds of jobs, instead of completed full syncs
 
 
 def connector_ids(load: Load) -> list[str]:
@@ -33,11 +36,17 @@ def records(load: Load) -> Iterator[Record]:
         connector = f"connector-{chosen.randrange(load.connectors):06}"
         if chosen.random() < load.poison:
             connector = f"unknown-{connector}"
-        value = json.dumps(event(number, connector, load.size - 375)).encode()
+        content = event(number, connector, load.size - 375)
+        if load.mixed:
+            content["job"] |= {
+                "job_type": chosen.choice(JOB_TYPES),
+                "status": chosen.choice(STATUSES),
+            }
+        value = json.dumps(content).encode()
         yield Record(key=connector.encode(), value=value, partition=number % load.partitions)
 
 
-def event(number: int, connector: str, more: int) -> dict[str, object]:
+def event(number: int, connector: str, more: int) -> dict[str, Any]:
     began = START + timedelta(seconds=number)
     scheduled, ended = (
         moment.isoformat().replace("+00:00", "Z")

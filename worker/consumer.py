@@ -44,7 +44,7 @@ from worker.watchdog import Watchdog
 log = structlog.get_logger(__name__)
 
 POLL = 0.5  # seconds that one poll waits for records
-SLOW = 1.0  # seconds after which a batch in flight counts as held and polling goes on without it
+SLOW = 3.0  # seconds after which a batch in flight counts as held and polling goes on without it
 COMMIT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 5.0  # seconds
 LOOK_AROUND = 5.0  # seconds between looks at the end of the topic

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from schemas.last_sync import LAST_SYNC_TIMES
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, COUNTS, STATE, STORE, Row
+from worker.stores.rows import CONNECTORS, COUNTS, STATE, STORE, Row, assignment
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 OPEN_TIMEOUT = 3.5  # seconds
@@ -67,7 +67,7 @@ _REJECTED = ("22", "23")
 _KINDS = {
     **dict.fromkeys(LAST_SYNC_TIMES, "timestamptz"),
     **dict.fromkeys(COUNTS, "bigint"),
-    **dict.fromkeys(("sync_cursor", "stamps"), "json"),
+    "sync_cursor": "json",
 }
 _TIMES = [
     place for place, column in enumerate(STATE) if column.name in {*LAST_SYNC_TIMES, "deleted_at"}
@@ -122,18 +122,25 @@ def _dialect(url: str) -> Dialect:
     )
 
 
-def _merge(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, tuple[list[Any], ...]]:
-    """Send an array a column, in one statement: times and JSON as text, which the server reads."""
-    kinds = {column: _KINDS.get(column, "text") for column in (*columns, "stamps", "id")}
+def _merge(
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    mixed: bool,  # noqa: FBT001
+) -> tuple[str, tuple[list[Any], ...]]:
+    """Send an array a column: times and JSON as text, which the server reads."""
+    kinds = {column: _KINDS.get(column, "text") for column in columns}
+    bits = "merged.bits" if mixed else None
+    settings = ", ".join(
+        assignment(column, f"merged.{column}::{kind}", bits) for column, kind in kinds.items()
+    )
+    kinds |= {"bits": "bigint"} if mixed else {}
+    kinds |= {"stamps": "text", "id": "text"}
     arrays = ", ".join(
         f"${n}::{'bigint' if kind == 'bigint' else 'text'}[]"
         for n, kind in enumerate(kinds.values(), 1)
     )
-    settings = ", ".join(
-        f"{column} = merged.{column}::{kinds[column]}" for column in (*columns, "stamps")
-    )
     statement = (
-        f"UPDATE {CONNECTORS.name} SET {settings}"  # noqa: S608 - names of columns
+        f"UPDATE {CONNECTORS.name} SET {settings}, stamps = merged.stamps::json"  # noqa: S608 - names
         f" FROM unnest({arrays}) AS merged ({', '.join(kinds)})"
         f" WHERE {CONNECTORS.name}.id = merged.id"
     )

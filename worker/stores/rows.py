@@ -137,6 +137,30 @@ def merged_batch(
     return changes, outcomes
 
 
+def one_shape(changes: Sequence[Change]) -> tuple[tuple[str, ...], Sequence[Row], bool]:
+    """Give the columns that rows set, the rows, and whether they are `mixed`.
+
+    Where rows gain different fields, each has all columns, and before its stamps the bits of those
+    that it does gain. So a batch is one statement: there are a hundred ways to gain some fields.
+    """
+    shapes = {columns for columns, _ in changes}
+    if len(shapes) == 1:
+        return shapes.pop(), [row for _, row in changes], False
+    rows = []
+    for columns, row in changes:
+        gained = dict(zip(columns, row, strict=False))  # stamps and id follow the values
+        rows.append((*map(gained.get, LAST_SYNC_FIELDS), _bits(columns), *row[-2:]))
+    return LAST_SYNC_FIELDS, rows, True
+
+
+def assignment(column: str, new: str, bits: str | None) -> str:
+    """Give the SQL that sets a column, in mixed rows if its bit is there."""
+    if bits is None:
+        return f"{column} = {new}"
+    old = f"{CONNECTORS.name}.{column}"
+    return f"{column} = CASE WHEN {bits} & {BITS[column]} <> 0 THEN {new} ELSE {old} END"
+
+
 def _merged(row: Row, updates: Sequence[Update]) -> tuple[Change | None, list[Outcome]]:
     if overtaking := _overtaken(row, updates):
         return overtaking, [APPLIED] * len(updates)

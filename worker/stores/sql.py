@@ -6,7 +6,6 @@ What differs between databases is in a `Dialect`; the statements are SQLAlchemy 
 import asyncio
 import re
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -49,6 +48,7 @@ from worker.stores.rows import (
     Row,
     merged_batch,
     merging_state_of,
+    one_shape,
     row_of,
     state_of,
 )
@@ -82,8 +82,8 @@ class Dialect:
     then: str  # the regular expression for "any text, and then {}"
     sent: Callable[[Row], Row]  # a row of `rows.row_of`, as the driver takes it
     received: Callable[[Row], Row]  # and back
-    # The statement, and its values, that set these columns and then `stamps` by `id`, in rows.
-    merge: Callable[[Sequence[str], Sequence[Row]], tuple[str, Any]]
+    # The statement, and its values, for columns and rows as `rows.one_shape` gives them.
+    merge: Callable[[Sequence[str], Sequence[Row], bool], tuple[str, Any]]
     errors: Callable[[], AbstractContextManager[None]]  # the driver's errors become ours
     refusals: tuple[type[Exception], ...]  # that the driver raises for content it cannot send
 
@@ -335,15 +335,12 @@ class SqlStore:
     async def _merge(
         self, connection: AsyncConnection, rows: Iterable[Row], updates: Sequence[Update]
     ) -> list[Outcome]:
-        """Write what the updates change, one statement for all rows that gain the same fields."""
-        alike: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
+        """Write what the updates change, in one statement."""
         with self._dialect.errors():
             try:
                 changes, outcomes = merged_batch(rows, updates)
-                for columns, row in changes:
-                    alike[columns].append(row)
-                for columns, alike_rows in alike.items():
-                    statement, values = self._dialect.merge(columns, alike_rows)
+                if changes:
+                    statement, values = self._dialect.merge(*one_shape(changes))
                     await connection.exec_driver_sql(statement, values)
             except self._refusals as error:
                 raise RejectedError(str(error)) from error

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, STORE, Row
+from worker.stores.rows import CONNECTORS, STORE, Row, assignment
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 CACHE_KIB = 8_192
@@ -86,9 +86,13 @@ def _dialect(url: str) -> Dialect:
     )
 
 
-def _merge(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, list[Row]]:
-    settings = ", ".join(f"{column} = ?" for column in (*columns, "stamps"))
-    return f"UPDATE {CONNECTORS.name} SET {settings} WHERE id = ?", list(rows)  # noqa: S608
+def _merge(columns: Sequence[str], rows: Sequence[Row], mixed: bool) -> tuple[str, list[Row]]:  # noqa: FBT001
+    last = len(columns) + mixed
+    bits = f"?{last}" if mixed else None
+    settings = [assignment(column, f"?{n}", bits) for n, column in enumerate(columns, 1)]
+    settings.append(f"stamps = ?{last + 1}")
+    statement = f"UPDATE {CONNECTORS.name} SET {', '.join(settings)} WHERE id = ?{last + 2}"  # noqa: S608
+    return statement, list(rows)
 
 
 @contextmanager
