@@ -1,11 +1,10 @@
 """The last-sync stats of a connector, and how a sync job's record becomes them."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from pydantic_core import SchemaSerializer, core_schema
 
 from schemas.scalars import (
     ConnectorSyncStatus,
@@ -20,6 +19,7 @@ from schemas.scalars import (
     PayloadStatus,
     PayloadTime,
     Status,
+    time_text,
 )
 
 __all__ = [
@@ -34,16 +34,12 @@ __all__ = [
     "job_fields",
     "payload_fields",
     "ready",
-    "time_text",
 ]
 
 MAX_ERROR_BYTES = 32_766  # longer text makes Elasticsearch refuse the write
 CUT = "… [cut]"
 UNKNOWN_ERROR = "unknown error"
 TERMINAL = frozenset({"completed", "error", "canceled"})
-
-_FULL_LENGTH = len("2024-11-09T15:13:08.231000Z")
-_text_of = SchemaSerializer(core_schema.datetime_schema()).to_python
 
 
 class SyncJob(BaseModel):
@@ -179,14 +175,6 @@ def ready(values: Mapping[str, Any]) -> dict[str, JsonValue]:
         elif name in LAST_SYNC_TIMES:
             fields[name] = time_text(value)
     return fields
-
-
-def time_text(moment: datetime) -> str:
-    """Write a time as UTC with six digits of fraction: `2024-11-09T15:13:08.231000Z`."""
-    text: str = _text_of(moment, mode="json")  # three times as fast as `isoformat`
-    if text[-1] == "Z":
-        return text if len(text) == _FULL_LENGTH else f"{text[:-1]}.000000Z"
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def cut(text: str | None) -> str | None:

@@ -6,7 +6,7 @@ from operator import methodcaller
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, SchemaSerializer, core_schema
 
 from schemas.reasons import REASONS
 
@@ -154,3 +154,14 @@ JobTime = Annotated[datetime | None, _nullable(TIME)]
 JobCount = Annotated[int | None, _nullable(COUNT)]
 JobId = Annotated[str | None, _nullable(ID)]
 JobCursor = Annotated[dict[str, JsonValue] | None, _nullable(OBJECT)]
+
+_FULL_LENGTH = len("2024-11-09T15:13:08.231000Z")
+_text_of = SchemaSerializer(core_schema.datetime_schema()).to_python
+
+
+def time_text(moment: datetime) -> str:
+    """Write a time as UTC with six digits of fraction: `2024-11-09T15:13:08.231000Z`."""
+    text: str = _text_of(moment, mode="json")  # three times as fast as `isoformat`
+    if text[-1] == "Z":
+        return text if len(text) == _FULL_LENGTH else f"{text[:-1]}.000000Z"
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

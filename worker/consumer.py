@@ -36,8 +36,8 @@ from worker.merge import Update
 from worker.metrics import Cause
 from worker.pipeline import Origin
 from worker.retry import backoff
-from worker.settings import variable
 from worker.stores.base import ConnectorStore
+from worker.variables import variable
 from worker.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, MetricsHandler
 
 from worker.errors import MisconfiguredError
 from worker.health import Verdict
-from worker.settings import variable
+from worker.variables import variable
 
 log = structlog.get_logger(__name__)
 

@@ -15,10 +15,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from schemas.dead_letter import TOO_LARGE, About, DeadLetter, Original
 from worker import kafka
 from worker.errors import LastSyncError, TransientError
+from worker.selection import UNREADABLE
 from worker.settings import Settings
 from worker.text import escaped
 
-UNREADABLE = "unreadable"  # the reason of a record that is no letter of this project
 MESSAGE = 500  # characters of a message that the table keeps; the letter itself has all of it
 POLL = 500  # milliseconds
 STALLED = 30.0  # seconds without a record, before the end

@@ -7,14 +7,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from aiokafka.conn import collect_hosts
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import MisconfiguredError
+from worker.variables import PREFIX, variable
 
-PREFIX = "LAST_SYNC_"
 TEST_PREFIX = "LAST_SYNC_TEST_"  # read by the test suite alone
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -23,6 +22,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 def _servers(text: str) -> str:
     """Check `host:port` or `host`, comma-separated, as the client reads them."""
+    from aiokafka.conn import collect_hosts  # noqa: PLC0415 - stores are looked after without it
+
     try:
         hosts = [host for host, _, _ in collect_hosts(text)]
     except ValueError:
@@ -189,10 +190,6 @@ class Settings(BaseSettings):
                 "for example --store sqlite:///last-sync.db"
             )
         return self.store_url.get_secret_value()
-
-
-def variable(field: str) -> str:
-    return PREFIX + field.upper()
 
 
 def tracing_wanted() -> bool:
