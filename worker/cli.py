@@ -56,12 +56,10 @@ def main() -> NoReturn:
 
 def log_crash() -> None:
     """Write the exception that is being handled, as the settings want it if they were read."""
-    import logging  # noqa: PLC0415 - all three take as long as the rest, and are seldom needed
-
-    import structlog  # noqa: PLC0415
+    import logging  # noqa: PLC0415 - seldom needed
 
     from worker import logs  # noqa: PLC0415
 
     if not logging.getLogger().handlers:
         logs.configure()
-    structlog.get_logger(__name__).critical("worker.crashed", exc_info=True)
+    logs.get_logger(__name__).critical("worker.crashed", exc_info=True)

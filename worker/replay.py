@@ -8,14 +8,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-import structlog
-
 from schemas.dead_letter import TOO_LARGE, Original, resolution_headers
 from schemas.sync_finished import Invalid
 from worker import pipeline
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import TransientError
-from worker.logs import audit
+from worker.logs import audit, get_logger
 from worker.merge import Outcome, Update
 from worker.open_letters import OpenLetter
 from worker.retry import backoff
@@ -28,7 +26,7 @@ RESOLVING = ("applied", "superseded", "duplicate")  # the outcomes that close a 
 OTHER_STORE = "other_store"
 PATIENCE = 30.0  # seconds that a batch is tried again while store or brokers are away
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Result(NamedTuple):

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from importlib.metadata import version
 
-import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from worker import consumer, extras, health_server, kafka, topics
@@ -14,6 +13,7 @@ from worker.app import checks, stores
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
 from worker.health import Health
+from worker.logs import get_logger
 from worker.metrics import Metrics
 from worker.pipeline import Origin
 from worker.settings import Settings, tracing_wanted
@@ -21,7 +21,7 @@ from worker.signals import stopping
 from worker.stores import ConnectorStore
 from worker.watchdog import Watchdog
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
 CLEANUP_TIMEOUT = 4.0  # seconds

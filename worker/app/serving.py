@@ -1,14 +1,13 @@
 """The connector API over a store."""
 
-import structlog
-
 from worker import extras
 from worker.app.stores import opened
 from worker.errors import MisconfiguredError
+from worker.logs import get_logger
 from worker.settings import Settings
 from worker.signals import stopping
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def api(settings: Settings) -> None:
