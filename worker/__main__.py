@@ -16,6 +16,8 @@ def main() -> NoReturn:
         found = probe.ask(os.environ.get("LAST_SYNC_HEALTH_HOST") or "127.0.0.1", int(port))
         print(*probe.lines(found), sep="\n")  # noqa: T201 - without Click
         sys.exit(not probe.healthy(found))
+    # Or else it looks into every package that is installed, for plugins that nobody means here.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     from worker import cli  # noqa: PLC0415 - all the rest
 
     cli.main()

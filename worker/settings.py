@@ -241,7 +241,7 @@ def load(options: Mapping[str, Any] | None = None, *, also_known: Iterable[str] 
 
 
 def _environment() -> dict[str, str | None]:
-    """This program's variables by their names in capitals; an empty one counts as not set."""
+    """The program's variables by their names in capitals; an empty one counts as not set."""
     found: dict[str, str | None] = {}
     for name, text in (*_file().items(), *os.environ.items()):
         key = name.upper()
