@@ -198,11 +198,12 @@ async def _drain(
     stack: AsyncExitStack, settings: Settings, client: AIOKafkaConsumer
 ) -> consumer.Drain:
     topic = settings.kafka_topic
-    admin = await stack.enter_async_context(kafka.admin(settings))
+    # First, or else the answer waits behind a fetch at the end of the topic.
     with kafka.translated(f"asking for the end of {topic}"):
         async with asyncio.timeout(kafka.CONNECT_TIMEOUT):
             partitions = client.partitions_for_topic(topic) or ()
             ends = await client.end_offsets([TopicPartition(topic, n) for n in partitions])
+    admin = await stack.enter_async_context(kafka.admin(settings))
 
     async def group_offsets() -> Mapping[TopicPartition, int]:
         return await checks.group_offsets(admin, settings, list(ends))
