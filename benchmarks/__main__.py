@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -260,24 +261,40 @@ def delays(stage: Stage, size: Size) -> None:
 
 
 def imports(stage: Stage, size: Size) -> None:
-    """How long a person waits for a command."""
+    """How long a person waits for a command, and how much of that is Python's own start."""
     topics = stage.topic(Load(events=0))
     settings = environment(
         LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS=stage.kafka.bootstrap,
         LAST_SYNC_KAFKA_TOPIC=topics.source,
         LAST_SYNC_KAFKA_DEAD_LETTER_TOPIC=topics.dlq,
+        LAST_SYNC_STORE_URL=stage.store("sqlite", Load(events=0, connectors=1)),
     )
-    print()
-    for command in (["--help"], ["dlq", "list"]):
-        took = []
-        for _ in range(5 * size.rounds):
-            began = time.perf_counter()
-            subprocess.run([LAST_SYNC, *command], check=True, capture_output=True, env=settings)
-            took.append(1000 * (time.perf_counter() - began))
-        print(
-            f"last-sync {' '.join(command):14} median {statistics.median(took):.0f} ms "
-            f"({min(took):.0f}-{max(took):.0f})"
-        )
+    calls: dict[str, list[str | Path]] = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "last-sync --help": [LAST_SYNC, "--help"],
+        "last-sync connectors list": [LAST_SYNC, "connectors", "list"],
+        "last-sync dlq list": [LAST_SYNC, "dlq", "list"],
+    }
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(5 * size.rounds):
+        for name, call in calls.items():
+            took[name].append(timed(call, settings))
+    print(f"\n{'':26} {'ms':>20} {'CPU, ms':>20}")
+    for name, found in took.items():
+        shown = [
+            f"{statistics.median(times):.0f} ({min(times):.0f}-{max(times):.0f})"
+            for times in zip(*found, strict=True)
+        ]
+        print(f"{name:26} {shown[0]:>20} {shown[1]:>20}")
+
+
+def timed(call: list[str | Path], settings: dict[str, str]) -> tuple[float, float]:
+    """Milliseconds until the command has ended, and those of CPU that it took."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(call, check=True, capture_output=True, env=settings)
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return 1000 * took, 1000 * cpu
 
 
 def gate(stage: Stage, _: Size) -> None:

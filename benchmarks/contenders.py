@@ -21,7 +21,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import BaseModel, SecretStr
 
-from worker import app
+from worker.app import letters as open_letters
+from worker.app import replays, running
 from worker.replay import Signature
 from worker.settings import Settings
 from worker.stores import open_store
@@ -258,15 +259,15 @@ async def worker(job: Job, meter: Meter) -> None:
         raise structlog.DropEvent
 
     structlog.configure(processors=[note])
-    app.settle_memory()
+    running.settle_memory()
     async with open_store(job.store) as store:
-        await app.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
+        await running.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
 
 
 async def worker_for_ever(job: Job, _: Meter) -> None:
     """The worker as a service: it ends by a signal."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    await app.run(settings(job))
+    await running.run(settings(job))
 
 
 async def bulk_for_ever(job: Job, meter: Meter) -> None:
@@ -322,10 +323,12 @@ async def replay(job: Job, meter: Meter) -> None:
     """Replay all open letters: read the table, read them whole, apply, close."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     meter.done(0)
-    async with app.dead_letters(settings(job)) as letters:
+    async with open_letters.dead_letters(settings(job)) as letters:
         table = await letters.table()
         signature = Signature(by="benchmark", why="measured")
-        async for results in app.replay(settings(job), letters, table, signature, dry_run=False):
+        async for results in replays.replay(
+            settings(job), letters, table, signature, dry_run=False
+        ):
             meter.done(sum(result.resolved for result in results))
 
 

@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import ValidationError
 from pydantic_core import SchemaValidator
 
-from schemas.last_sync import time_text
-from schemas.scalars import TIME
+from schemas.scalars import TIME, time_text
 
 PREFIX = "__dlq.errors."
 RESOLVED = "__dlq.resolved."

@@ -23,10 +23,9 @@ from schemas.last_sync import (
     SyncJob,
     job_fields,
     ready,
-    utc_text,
 )
 from schemas.reasons import Invalid
-from schemas.scalars import EVERYDAY_TIME
+from schemas.scalars import EVERYDAY_TIME, utc_text
 from schemas.sync_finished import RANK, SKEW_US, SyncFinished, decode, microseconds, payload_rank
 
 _TIMES = frozenset(("occurred_at", *JOB_TIMES, *LAST_SYNC_TIMES))

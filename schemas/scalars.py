@@ -6,7 +6,7 @@ from operator import methodcaller
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, SchemaSerializer, core_schema
 
 from schemas.reasons import REASONS
 
@@ -163,3 +163,23 @@ JobTime = Annotated[datetime | None, _nullable(TIME)]
 JobCount = Annotated[int | None, _nullable(COUNT)]
 JobId = Annotated[str | None, _nullable(ID)]
 JobCursor = Annotated[dict[str, JsonValue] | None, _nullable(OBJECT)]
+
+_FULL_LENGTH = len("2024-11-09T15:13:08.231000Z")
+_WHOLE_SECONDS = len("2024-11-09T15:13:08")
+_text_of = SchemaSerializer(core_schema.datetime_schema()).to_python
+
+
+def time_text(moment: datetime) -> str:
+    """Write a time as UTC with six digits of fraction: `2024-11-09T15:13:08.231000Z`."""
+    text: str = _text_of(moment, mode="json")  # three times as fast as `isoformat`
+    if text[-1] == "Z":
+        return text if len(text) == _FULL_LENGTH else f"{text[:-1]}.000000Z"
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def utc_text(text: str) -> str:
+    """Give what `time_text` would of RFC 3339 text that ends in `Z` or `+00:00`."""
+    moment = text[:-1] if text[-1] == "Z" else text[:-6]
+    if len(moment) == _WHOLE_SECONDS:
+        return moment + ".000000Z"
+    return f"{moment:0<26.26}Z"

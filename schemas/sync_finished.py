@@ -23,10 +23,9 @@ from schemas.last_sync import (
     in_text,
     job_fields,
     payload_fields,
-    time_text,
 )
 from schemas.reasons import REASONS, Invalid, Reason
-from schemas.scalars import MAX_ID_BYTES, Identifier, Time
+from schemas.scalars import MAX_ID_BYTES, Identifier, Time, time_text
 
 __all__ = ["REASONS", "SKEW", "Invalid", "Reason", "Record", "SyncFinished", "decode"]
 

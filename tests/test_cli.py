@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from tests.programs import Cli
 from worker import cli as program
 from worker import options
-from worker.settings import Settings, variable
+from worker.settings import Settings
+from worker.variables import variable
 
 COMMANDS = [
     pytest.param(path, command, id=" ".join(path))

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 from tests.brokers import HOST
 from tests.eventually import eventually
 from tests.probes import Probes
-from worker import app, health, health_server
+from worker import health, health_server
+from worker.app import running
 from worker.errors import MisconfiguredError, TransientError
 from worker.health import Health, Verdict
 from worker.health_server import Server, serving
@@ -272,7 +273,7 @@ async def test_a_server_that_fails_stops_the_worker_with_its_error(
     work = asyncio.create_task(_until(stop))
     async with serving(HOST, Probes().port, CollectorRegistry(), {}) as task:
         with pytest.raises(RuntimeError, match="out of order"):
-            await asyncio.wait_for(app._until_stopped(work, stop, 5, [task]), 10)
+            await asyncio.wait_for(running._until_stopped(work, stop, 5, [task]), 10)
     assert work.done()
     assert not work.cancelled()  # it was asked, and came to an orderly end
 

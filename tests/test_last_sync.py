@@ -16,9 +16,8 @@ from schemas.last_sync import (
     SyncJob,
     cut,
     payload_fields,
-    time_text,
 )
-from schemas.scalars import STATUSES
+from schemas.scalars import STATUSES, time_text
 
 OCCURRED = datetime(2024, 11, 9, 15, 13, 8, 231000, tzinfo=UTC)
 STARTED = datetime(2024, 11, 9, 15, 0, 1, tzinfo=UTC)

@@ -39,7 +39,7 @@ def test_audit_lines_are_json_as_all_others_whatever_they_hold(
         {"id": "2", "connector_id": HOSTILE},
     ]
     for line in lines:
-        structlog.get_logger("worker").info("dead_letter.resolved", by=HOSTILE, **line)
+        logs.get_logger("worker").info("dead_letter.resolved", by=HOSTILE, **line)
     logs.audit("dead_letter.resolved", lines, by=HOSTILE)
     written = capsys.readouterr().err.splitlines()
     assert len(written) == 4

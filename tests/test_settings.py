@@ -46,6 +46,22 @@ def test_options_beat_the_environment_which_beats_the_file(
     )
 
 
+def test_an_empty_variable_counts_as_not_set(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / ".env").write_text("LAST_SYNC_KAFKA_TOPIC=file\nLAST_SYNC_BATCH_SIZE=\n")
+    monkeypatch.setenv("LAST_SYNC_KAFKA_TOPIC", "")
+    monkeypatch.setenv("LAST_SYNC_KAFKA_GROUP_ID", "")
+    found = settings.load()
+    assert (found.kafka_topic, found.kafka_group_id) == ("file", "last-sync-worker")
+    assert found.batch_size == 2_000
+
+
+def test_names_are_understood_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("last_sync_kafka_topic", "t")
+    assert settings.load().kafka_topic == "t"
+
+
 def test_the_dead_letter_topic_follows_the_topic_unless_it_is_named() -> None:
     assert settings.load({"kafka_topic": "t"}).dead_letter_topic == "t.dlq"
     found = settings.load({"kafka_topic": "t", "kafka_dead_letter_topic": "letters"})
@@ -118,6 +134,11 @@ def test_a_bad_option_is_shown_and_not_the_variable_that_it_beats(
 ) -> None:
     monkeypatch.setenv("LAST_SYNC_BATCH_SIZE", "7")
     assert refusal(batch_size="many").startswith("LAST_SYNC_BATCH_SIZE='many': ")
+
+
+def test_a_bad_value_of_the_file_is_shown(empty_folder: Path) -> None:
+    (empty_folder / ".env").write_text("LAST_SYNC_BATCH_SIZE=many\n")
+    assert refusal().startswith("LAST_SYNC_BATCH_SIZE='many': ")
 
 
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

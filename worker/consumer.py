@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -33,15 +32,16 @@ from worker.breaker import Breaker
 from worker.errors import OffsetsLostError, StalledError, TransientError
 from worker.health import Health
 from worker.lag import Lag
+from worker.logs import get_logger
 from worker.merge import Update
 from worker.metrics import Cause
 from worker.pipeline import Origin
 from worker.retry import backoff
-from worker.settings import variable
 from worker.stores.base import ConnectorStore
+from worker.variables import variable
 from worker.watchdog import Watchdog
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 POLL = 0.5  # seconds that one poll waits for records
 SLOW = 3.0  # seconds after which a batch in flight counts as held and polling goes on without it

@@ -20,7 +20,9 @@ from rich.table import Table
 
 from schemas.last_sync import SyncJob
 from schemas.sync_finished import Record, SyncFinished
-from worker import app, extras, kafka, logs
+from worker import extras, kafka, logs
+from worker.app import running
+from worker.app.letters import dead_letters
 from worker.dead_letters import ANY_SIZE, DeadLetterTopic
 from worker.errors import LastSyncError
 from worker.letter_document import LetterDocument
@@ -140,7 +142,9 @@ async def _play(stage: Stage) -> None:
     stage.heading("3. The worker reads them, until nothing is left")
     witness = Witness(stage.store)
     with stopping() as stop, Watchdog(stage.settings.watchdog_seconds) as watchdog:
-        await app.consume(stage.settings, witness, stop, watchdog, drain=True, topics_checked=False)
+        await running.consume(
+            stage.settings, witness, stop, watchdog, drain=True, topics_checked=False
+        )
         if stop.is_set():
             raise LastSyncError("the demo was stopped before its end")
     letters = await _open_letters(stage)
@@ -303,7 +307,7 @@ async def _publish(settings: Settings, scenes: Sequence[Scene]) -> list[tuple[in
 
 
 async def _open_letters(stage: Stage) -> list[OpenLetter]:
-    async with app.dead_letters(stage.settings, topics_checked=False) as letters:
+    async with dead_letters(stage.settings, topics_checked=False) as letters:
         return sorted(await letters.table(), key=lambda letter: letter.timestamp_ms)
 
 
@@ -311,7 +315,7 @@ async def _replay(stage: Stage, *, dry_run: bool) -> None:
     """Run the open letters against the store, and print what each did or would do."""
     async with AsyncExitStack() as stack:
         letters = await stack.enter_async_context(
-            app.dead_letters(stage.settings, topics_checked=False)
+            dead_letters(stage.settings, topics_checked=False)
         )
         opened = DeadLetterTopic.opened(stage.settings, ANY_SIZE)
         run = Replay(
@@ -335,7 +339,7 @@ async def _replay(stage: Stage, *, dry_run: bool) -> None:
 async def _mend(stage: Stage) -> None:
     """Do what `last-sync dlq edit` does, with an editor that knows what is wrong."""
     async with (
-        app.dead_letters(stage.settings, topics_checked=False) as letters,
+        dead_letters(stage.settings, topics_checked=False) as letters,
         DeadLetterTopic.opened(stage.settings, ANY_SIZE) as topic,
     ):
         capitals = [one for one in await letters.table() if one.reason == "invalid_status"]

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import structlog
 from prometheus_client import CollectorRegistry, MetricsHandler
 
 from worker.errors import MisconfiguredError
 from worker.health import Verdict
-from worker.settings import variable
+from worker.logs import get_logger
+from worker.variables import variable
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ROUTES = ("/livez", "/readyz", "/metrics")
 LOOP_TIMEOUT = 2.0  # seconds for the event loop to answer

@@ -14,7 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.helpers import create_ssl_context
 
 from worker.errors import MisconfiguredError, TransientError
-from worker.settings import Settings, variable
+from worker.settings import Settings
+from worker.variables import variable
 
 CONNECT_TIMEOUT = 6.0  # seconds; "cannot start" has to be said within ten
 CLOSE_TIMEOUT = 2.0  # seconds

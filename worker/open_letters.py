@@ -15,12 +15,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from schemas.dead_letter import TOO_LARGE, About, DeadLetter, Original
 from worker import kafka
 from worker.errors import LastSyncError, TransientError
+from worker.selection import UNREADABLE
 from worker.settings import Settings
 from worker.text import escaped
 
-UNREADABLE = "unreadable"  # the reason of a record that is no letter of this project
 MESSAGE = 500  # characters of a message that the table keeps; the letter itself has all of it
 POLL = 500  # milliseconds
+FETCH_WAIT = 10  # milliseconds that a broker keeps a fetch that finds nothing
 STALLED = 30.0  # seconds without a record, before the end
 AT_ONCE = 2_000  # records taken from the client's buffers
 COLLECTED = 50_000  # new objects after which cycles are looked for; Python's own default is 700
@@ -68,6 +69,8 @@ class OpenLetters:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            # What is asked of the broker next waits behind the fetch: Kafka's 500 ms, at every end.
+            fetch_max_wait_ms=FETCH_WAIT,
         )
         with _collecting_seldom():
             async with kafka.started(client, settings):

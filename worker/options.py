@@ -1,53 +1,77 @@
-"""What the commands share: options, settings, and how they print."""
+"""What the commands share: options, settings, and how they print.
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+Help, completion and wrong usage need the options alone, so that what takes long to import (the
+settings, asyncio) is imported by what needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
-from worker import logs, settings
-from worker.settings import Settings, variable
 from worker.text import json_text
+from worker.variables import PREFIX, variable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
+
+    from worker.settings import Settings
 
 PROGRAM = "last-sync"
 FAILED, CANNOT_START = 1, 3
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound="Callable[..., Any]")
 Result = TypeVar("Result")
 
 
 class SettingOption(click.Option):
-    """An option that sets one of the settings, and says so in the help."""
+    """An option that sets one of the settings; the setting itself says what that is."""
+
+    @property
+    def help(self) -> str:
+        info = about(self.human_readable_name)
+        notes = [f"env var: {variable(self.human_readable_name)}"]
+        if info.default not in (None, ""):
+            notes.append(f"default: {info.default}")
+        return f"{info.description}.  [{'; '.join(notes)}]"
+
+    @help.setter  # noqa: A003 - Click's name
+    def help(self, _: str | None) -> None:
+        """Leave out what Click sets."""
 
 
 def setting(flag: str, field: str) -> Callable[[Decorated], Decorated]:
-    info = Settings.model_fields[field]
-    notes = [f"env var: {variable(field)}"]
-    if info.default not in (None, ""):
-        notes.append(f"default: {info.default}")
-    text = f"{info.description}.  [{'; '.join(notes)}]"
-    values = [value for value in get_args(info.annotation) if isinstance(value, str)]
     return click.option(
         flag,
         field,
         cls=SettingOption,
         metavar=flag.strip("-").upper(),
-        help=text,
-        expose_value=True,
-        shell_complete=completed(values) if values else None,
+        shell_complete=completed(lambda: literals(field)),
     )
 
 
+def literals(field: str) -> list[str]:
+    """What the setting can be, where that is one of a few words."""
+    return [value for value in get_args(about(field).annotation) if isinstance(value, str)]
+
+
+def about(field: str) -> FieldInfo:
+    from worker.settings import Settings  # noqa: PLC0415
+
+    return Settings.model_fields[field]
+
+
 def completed(
-    values: Iterable[str],
+    values: Callable[[], Iterable[str]],
 ) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Offer these values to the shell; others are for the command to judge."""
-    known = list(values)
 
     def matching(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
-        return [value for value in known if value.startswith(typed)]
+        return [value for value in values() if value.startswith(typed)]
 
     return matching
 
@@ -75,13 +99,13 @@ def flag(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
 
 
 store_setting = setting("--store", "store_url")
-as_json = flag(
-    "--json", "as_json", envvar=f"{settings.PREFIX}JSON", is_flag=True, help="Print JSON."
-)
+as_json = flag("--json", "as_json", envvar=f"{PREFIX}JSON", is_flag=True, help="Print JSON.")
 
 
 def loaded(given: Mapping[str, Any]) -> Settings:
     """Combine the options that were given with environment and `.env`, and start logging."""
+    from worker import logs, settings  # noqa: PLC0415
+
     options = {name: value for name, value in given.items() if value is not None}
     root = click.get_current_context().find_root().command
     known = [
@@ -122,11 +146,13 @@ def flag_variable(path: Sequence[str], param: click.Parameter) -> str | None:
         return None
     if isinstance(param.envvar, str):
         return param.envvar
-    words = [settings.PREFIX.rstrip("_"), *path, param.name or ""]
+    words = [PREFIX.rstrip("_"), *path, param.name or ""]
     return "_".join(words).upper().replace("-", "_")
 
 
 def run_async(main: Coroutine[Any, Any, Result]) -> Result:
+    import asyncio  # noqa: PLC0415
+
     return asyncio.run(main)
 
 

@@ -5,21 +5,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
-
-import structlog
 
 from schemas.dead_letter import TOO_LARGE, Original, resolution_headers
 from schemas.sync_finished import Invalid
 from worker import pipeline
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import TransientError
-from worker.logs import audit
+from worker.logs import audit, get_logger
 from worker.merge import Outcome, Update
-from worker.open_letters import UNREADABLE, OpenLetter
+from worker.open_letters import OpenLetter
 from worker.retry import backoff
+from worker.selection import UNREADABLE
 from worker.stores import ConnectorStore
 
 Done = TypeVar("Done")
@@ -28,41 +26,7 @@ RESOLVING = ("applied", "superseded", "duplicate")  # the outcomes that close a 
 OTHER_STORE = "other_store"
 PATIENCE = 30.0  # seconds that a batch is tried again while store or brokers are away
 
-log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which open letters are meant: those that every filter given lets through."""
-
-    ids: Collection[str] = ()
-    reasons: Collection[str] = ()
-    connectors: Sequence[str] = ()  # glob patterns
-    statuses: Collection[int] = ()
-    topics: Collection[str] = ()
-    partitions: Collection[int] = ()
-    since: datetime | None = None
-    until: datetime | None = None
-    limit: int | None = None  # the oldest of those
-
-    def of(self, letters: Sequence[OpenLetter]) -> list[OpenLetter]:
-        return [letter for letter in letters if self._lets_through(letter)][: self.limit]
-
-    def _lets_through(self, letter: OpenLetter) -> bool:
-        failed_at = letter.failed_at
-        return (
-            (not self.ids or letter.id in self.ids)
-            and (not self.reasons or letter.reason in self.reasons)
-            and (not self.statuses or letter.status in self.statuses)
-            and (not self.topics or letter.topic in self.topics)
-            and (not self.partitions or letter.partition in self.partitions)
-            and (not self.connectors or self._names(letter.connector_id or ""))
-            and (self.since is None or (failed_at is not None and failed_at >= self.since))
-            and (self.until is None or (failed_at is not None and failed_at < self.until))
-        )
-
-    def _names(self, connector_id: str) -> bool:
-        return any(fnmatchcase(connector_id, pattern) for pattern in self.connectors)
+log = get_logger(__name__)
 
 
 class Result(NamedTuple):

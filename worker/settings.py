@@ -2,19 +2,24 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from aiokafka.conn import collect_hosts
-from dotenv import dotenv_values
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from worker.errors import MisconfiguredError
+from worker.variables import PREFIX, variable
 
-PREFIX = "LAST_SYNC_"
 TEST_PREFIX = "LAST_SYNC_TEST_"  # read by the test suite alone
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -23,6 +28,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 def _servers(text: str) -> str:
     """Check `host:port` or `host`, comma-separated, as the client reads them."""
+    from aiokafka.conn import collect_hosts  # noqa: PLC0415 - stores are looked after without it
+
     try:
         hosts = [host for host, _, _ in collect_hosts(text)]
     except ValueError:
@@ -42,17 +49,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set, each as `LAST_SYNC_` and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_file=".env",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     store_url: SecretStr | None = Field(
         None,
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="Keys that callers of the API may use, comma-separated"
     )
-    batch_size: int = Field(2_000, ge=1, le=10_000, description="Most records in one batch")
+    batch_size: int = Field(4_000, ge=1, le=10_000, description="Most records in one batch")
     flood_window: int = Field(
         1_000, ge=1, le=1_000_000, description="Last events that the flood breaker looks at"
     )
@@ -191,10 +191,6 @@ class Settings(BaseSettings):
         return self.store_url.get_secret_value()
 
 
-def variable(field: str) -> str:
-    return PREFIX + field.upper()
-
-
 def tracing_wanted() -> bool:
     """Whether OpenTelemetry's own variables, most of which its library reads, ask for traces.
 
@@ -233,43 +229,58 @@ def load(options: Mapping[str, Any] | None = None, *, also_known: Iterable[str] 
     `also_known` are variables that are no settings but options of a command.
     Raises MisconfiguredError with one line that names the variable and what it has to be.
     """
-    _refuse_unknown(also_known)
+    found = _environment()
+    fields = {variable(name): name for name in Settings.model_fields}
+    _refuse_unknown(found, fields.keys() | set(also_known))
+    given = {fields[name]: text for name, text in found.items() if text and name in fields}
+    given |= options or {}
     try:
-        return Settings(**(options or {}))
+        return Settings(**given)
     except ValidationError as error:
-        raise MisconfiguredError(_sentence(error, options or {})) from None
+        raise MisconfiguredError(_sentence(error, given)) from None
 
 
-def _refuse_unknown(also_known: Iterable[str]) -> None:
-    known = {variable(name) for name in Settings.model_fields} | set(also_known)
+def _environment() -> dict[str, str | None]:
+    """The program's variables by their names in capitals; an empty one counts as not set."""
+    found: dict[str, str | None] = {}
+    for name, text in (*_file().items(), *os.environ.items()):
+        key = name.upper()
+        if key.startswith(PREFIX) and not key.startswith(TEST_PREFIX):
+            found[key] = text or found.get(key)
+    return found
+
+
+def _file() -> Mapping[str, str | None]:
+    if not Path(".env").exists():
+        return {}
+    from dotenv import dotenv_values  # noqa: PLC0415 - most folders have no such file
+
     try:
-        names = {*os.environ, *dotenv_values(".env")}
+        return dotenv_values(".env")
     except (OSError, UnicodeDecodeError) as error:
         raise MisconfiguredError(f"cannot read .env in this folder: {error}") from None
+
+
+def _refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
     for name in sorted(names):
-        if not name.upper().startswith(PREFIX) or name.upper() in known:
-            continue
-        if name.upper().startswith(TEST_PREFIX):
-            continue
-        nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
-        raise MisconfiguredError(
-            f"{name} is no setting of this program: did you mean {nearest[0]}? "
-            "Otherwise remove it from the environment (or from .env)"
-        )
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise MisconfiguredError(
+                f"{name} is no setting of this program: did you mean {nearest[0]}? "
+                "Otherwise remove it from the environment (or from .env)"
+            )
 
 
-def _sentence(error: ValidationError, options: Mapping[str, Any]) -> str:
+def _sentence(error: ValidationError, given: Mapping[str, Any]) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
         return message
     field = str(first["loc"][0])
-    return f"{variable(field)}{_found(field, options)}: {message[:1].lower()}{message[1:]}"
+    return f"{variable(field)}{_found(field, given)}: {message[:1].lower()}{message[1:]}"
 
 
-def _found(field: str, options: Mapping[str, Any]) -> str:
+def _found(field: str, given: Mapping[str, Any]) -> str:
     """The value that was given, unless it is a secret."""
-    if "SecretStr" in str(Settings.model_fields[field].annotation):
-        return ""
-    value = options.get(field, os.environ.get(variable(field)))
-    return "" if value is None else f"={value!r}"
+    secret = "SecretStr" in str(Settings.model_fields[field].annotation)
+    return "" if secret or field not in given else f"={given[field]!r}"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from schemas.dead_letter import TOO_LARGE
 from worker.letter_screens import outcome_text
-from worker.open_letters import UNREADABLE
 from worker.options import PROGRAM, say
 from worker.replay import OTHER_STORE, RESOLVING, Result
+from worker.selection import UNREADABLE
 from worker.text import printable
 
 NAMED = 10  # letters, and connectors, that a summary names for each outcome

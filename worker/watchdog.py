@@ -5,11 +5,10 @@ import threading
 import time
 from typing import Self
 
-import structlog
-
 from worker.errors import StalledError
+from worker.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Watchdog:

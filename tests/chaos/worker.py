@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 
 from schemas.dead_letter import DeadLetter
-from worker import app, cli
+from worker import cli, stores
 from worker.dead_letters import DeadLetterTopic
 from worker.merge import Update
 
@@ -117,14 +117,14 @@ def install(faults: Faults) -> None:
     """Wrap the three seams: the client's calls, the store's `apply`, the letters' `publish`."""
     _watch_client(faults)
     _watch_letters(faults)
-    opened = vars(app)["open_store"]
+    opened = vars(stores)["open_store"]
 
     @asynccontextmanager
     async def watched(*args: Any, **more: Any) -> AsyncIterator[Store]:
         async with opened(*args, **more) as store:
             yield Store(store, faults)
 
-    vars(app)["open_store"] = watched
+    vars(stores)["open_store"] = watched
 
 
 def _watch_client(faults: Faults) -> None:
@@ -247,7 +247,8 @@ def _become(request: dict[str, Any]) -> NoReturn:
 
 def main() -> None:
     if sys.argv[1:] == ["--nursery"]:
-        from worker.stores import elasticsearch, postgresql, sqlite  # noqa: F401, PLC0415 - once
+        from worker.app import running  # noqa: F401, PLC0415 - once, as the stores
+        from worker.stores import elasticsearch, postgresql, sqlite  # noqa: F401, PLC0415
 
         serve()
     else:

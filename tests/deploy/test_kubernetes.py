@@ -12,9 +12,10 @@ import yaml
 
 from tests.deploy.conftest import DEPLOY, Run
 from tests.deploy.manifests import Manifest, validate
-from worker import app
-from worker.settings import Settings, variable
+from worker.app import running
+from worker.settings import Settings
 from worker.stores import postgresql
+from worker.variables import variable
 
 FOLDER = DEPLOY / "kubernetes"
 PARTS = ("setup", "worker", "api", "example/setup", "example/worker", "example/api")
@@ -247,7 +248,7 @@ def test_the_grace_time_holds_the_pre_stop_the_drain_and_the_farewells(
     needed = (
         container["lifecycle"]["preStop"]["sleep"]["seconds"]
         + float(environment(container)["LAST_SYNC_SHUTDOWN_SECONDS"])
-        + app.CLEANUP_TIMEOUT
+        + running.CLEANUP_TIMEOUT
         + postgresql.CLOSE_TIMEOUT
     )
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -284,7 +285,7 @@ def test_the_kubelet_waits_for_longer_than_the_worker_takes_to_join_or_to_give_u
 ) -> None:
     _, container = worker(built)
     probe = container["startupProbe"]
-    assert probe["periodSeconds"] * probe["failureThreshold"] > app.JOIN_TIMEOUT
+    assert probe["periodSeconds"] * probe["failureThreshold"] > running.JOIN_TIMEOUT
 
 
 def test_a_release_that_holds_is_unready_before_the_rollout_goes_on(

@@ -20,7 +20,8 @@ from tests.brokers import Broker
 from tests.conftest import MakeBroker
 from tests.eventually import eventually
 from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
-from worker import app, consumer, dead_letters
+from worker import consumer, dead_letters
+from worker.app import running
 from worker.errors import StalledError, TransientError
 from worker.merge import Outcome, Update
 from worker.settings import Settings
@@ -103,7 +104,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
 @pytest.fixture
 def clients(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """Name the worker's clients, in the order in which they were made."""
-    monkeypatch.setattr(app, "AIOKafkaConsumer", Recorded)
+    monkeypatch.setattr(running, "AIOKafkaConsumer", Recorded)
     monkeypatch.setattr(Recorded, "made", [])
     return Recorded.made
 
@@ -136,7 +137,7 @@ async def working(settings: Settings, store: Any) -> AsyncIterator[Running]:
     """A worker that runs as long as the block; its failure is the test's."""
     stop = asyncio.Event()
     watchdog = Watchdog(60)
-    task = asyncio.create_task(app.consume(settings, store, stop, watchdog))
+    task = asyncio.create_task(running.consume(settings, store, stop, watchdog))
     try:
         yield Running(task, stop)
         stop.set()
@@ -375,19 +376,21 @@ async def test_stop_while_a_rebalance_blocks_the_poll_takes_only_its_grace(
     starting = asyncio.create_task(slow.start())
     await eventually(slow.assignment)
     stop, began = asyncio.Event(), asyncio.get_running_loop().time
-    work = asyncio.create_task(app.consume(settings_for(kafka, topic), store, stop, Watchdog(60)))
+    work = asyncio.create_task(
+        running.consume(settings_for(kafka, topic), store, stop, Watchdog(60))
+    )
     await eventually(lambda: clients and clients[0]._client.cluster.brokers())
     await eventually(lambda: slow._subscription.reassignment_in_progress)
     stop.set()
     before = began()
-    await app._until_stopped(work, stop, grace=1)
+    await running._until_stopped(work, stop, grace=1)
     took = began() - before
     released.set()
     await starting
     await slow.stop()
     await clients[0]._client.close()  # given up half closed; a process would end here
     assert work.done()
-    assert took < 1 + app.CLEANUP_TIMEOUT
+    assert took < 1 + running.CLEANUP_TIMEOUT
 
 
 async def test_a_consumer_that_stays_silent_before_waiting_records_is_given_up(
@@ -399,7 +402,7 @@ async def test_a_consumer_that_stays_silent_before_waiting_records_is_given_up(
 ) -> None:
     monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
     settings = settings_for(kafka, topic, watchdog_seconds=1)
-    work = asyncio.create_task(app.consume(settings, store, asyncio.Event(), Watchdog(60)))
+    work = asyncio.create_task(running.consume(settings, store, asyncio.Event(), Watchdog(60)))
     await eventually(lambda: clients and clients[0].assignment())
     await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
     clients[0].mute = True
@@ -421,7 +424,7 @@ async def test_a_consumer_that_never_learns_its_position_is_given_up(
     monkeypatch.setattr(Recorded, "mute", True)
     settings = settings_for(kafka, topic, watchdog_seconds=1)
     with pytest.raises(StalledError, match="4 partitions without a known position"):
-        await asyncio.wait_for(app.consume(settings, store, asyncio.Event(), Watchdog(60)), 20)
+        await asyncio.wait_for(running.consume(settings, store, asyncio.Event(), Watchdog(60)), 20)
 
 
 async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(

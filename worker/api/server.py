@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
@@ -19,6 +18,7 @@ from worker.api.documents import document
 from worker.api.errors import ElasticError, illegal_argument, not_valid
 from worker.api.openapi import DOCUMENT, PAGE
 from worker.errors import LastSyncError, TransientError
+from worker.logs import get_logger
 from worker.stores.base import Wanted
 from worker.stores.sql import IndexNameTakenError, RejectedError, SqlStore
 
@@ -30,7 +30,7 @@ MAX_LINE = 4096  # bytes of a request's first; Elasticsearch's http.max_initial_
 PAGE_SIZE = 100
 MAX_WINDOW = 10_000  # Elasticsearch's index.max_result_window
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

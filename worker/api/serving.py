@@ -6,14 +6,14 @@ import logging
 import socket
 from collections.abc import Iterator
 
-import structlog
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from worker.errors import MisconfiguredError
+from worker.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 PATIENCE = 10.0  # seconds for a request's line and headers, and without progress of an answer
 MOST_AT_ONCE = 1_000  # connections; above it callers get a 503

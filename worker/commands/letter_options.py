@@ -1,22 +1,17 @@
 """Which letters a `dlq` command means, and how fast: the options that the commands share."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
-from pydantic import ValidationError
-from pydantic_core import SchemaValidator
 
-from schemas.reasons import REASONS
-from schemas.scalars import TIME
-from worker.open_letters import UNREADABLE
 from worker.options import Decorated, completed, flag
-from worker.replay import Selection
+from worker.selection import UNREADABLE, Selection
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
-rfc3339 = SchemaValidator(TIME.core).validate_python
 
 
 class Moment(click.ParamType[datetime]):
@@ -27,10 +22,15 @@ class Moment(click.ParamType[datetime]):
     def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
         if isinstance(value, datetime):
             return value
+        from pydantic import ValidationError
+        from pydantic_core import SchemaValidator
+
+        from schemas.scalars import TIME
+
         try:
             if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", value):
                 return datetime.now(UTC) - timedelta(seconds=int(match[1]) * UNITS[match[2]])
-            found: datetime = rfc3339(value)
+            found: datetime = SchemaValidator(TIME.core).validate_python(value)
         except (ValidationError, OverflowError):
             self.fail(
                 f"{value!r} is no time: write 2024-11-09T15:13:08Z, or how long ago: 90s, 2h, 3d",
@@ -51,6 +51,12 @@ class Rate(click.ParamType[int]):
         if not (match := re.fullmatch(r"([1-9][0-9]{0,5})(/s)?", value)):
             self.fail(f"{value!r} is no rate: write letters a second, such as 10/s", param, ctx)
         return int(match[1])
+
+
+def reasons() -> Iterable[str]:
+    from schemas.reasons import REASONS
+
+    return (*REASONS, UNREADABLE)
 
 
 def selection(command: Decorated) -> Decorated:
@@ -81,7 +87,7 @@ def selection(command: Decorated) -> Decorated:
             "--reason",
             "reasons",
             help="Reason code (repeatable).",
-            shell_complete=completed((*REASONS, UNREADABLE)),
+            shell_complete=completed(reasons),
             **several,
         ),
     ):
