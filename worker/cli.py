@@ -28,6 +28,7 @@ from worker.options import (
     flag,
     kafka_settings,
     loaded,
+    out,
     put,
     run_async,
     say,
@@ -116,7 +117,7 @@ def report_live(settings: Settings, *, as_json: bool) -> None:
         checks = [{"name": name, "ok": ok, "text": text} for name, (ok, text) in found.items()]
         put({"ok": healthy, "checks": checks})
     else:
-        click.echo("\n".join(probe.lines(found)))
+        out("\n".join(probe.lines(found)))
     if not healthy:
         sys.exit(FAILED)
 
@@ -128,7 +129,7 @@ def report_verdicts(found: Sequence[Verdict], *, as_json: bool) -> None:
         put({"ok": good, "checks": checks})
     else:
         for verdict in found:
-            click.echo(f"{'ok ' if verdict.ok else 'BAD'} {verdict.name}: {verdict.text}")
+            out(f"{'ok ' if verdict.ok else 'BAD'} {verdict.name}: {verdict.text}")
     if not good:
         sys.exit(CANNOT_START)
 
@@ -148,7 +149,7 @@ def validate(file: BinaryIO, *, as_json: bool) -> None:
         if as_json:
             put({"line": line.number, **judged_json(line.judged)})
         else:
-            click.echo(f"line {line.number}: {judged_text(line.judged)}")
+            out(f"line {line.number}: {judged_text(line.judged)}")
     say(f"{total} events, {bad} invalid")
     if bad or not total:
         sys.exit(FAILED)
@@ -280,7 +281,7 @@ def topics_create(
     if as_json:
         put({"done": done})
     else:
-        click.echo("\n".join(done))
+        out("\n".join(done))
 
 
 @topics.command("check", epilog=example("last-sync topics check --json"))
@@ -305,7 +306,7 @@ def store_upgrade(*, as_json: bool, **given: Any) -> None:
     if as_json:
         put({"store": described})
     else:
-        click.echo(described)
+        out(described)
 
 
 @store.command("verify", epilog=example("last-sync store verify --repair"))
@@ -326,7 +327,7 @@ def store_verify(*, repair: bool, as_json: bool, **given: Any) -> None:
             if as_json:
                 put({**asdict(difference), "repaired": repair})
             else:
-                click.echo(difference_text(difference, repair=repair))
+                out(difference_text(difference, repair=repair))
 
     run_async(main())
     say(f"{found} differences{', repaired' if repair and found else ''}")
@@ -366,7 +367,7 @@ def connectors_add(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> None
         if as_json:
             put({"id": connector_id, "added": new})
         else:
-            click.echo(f"{connector_id}: {'registered' if new else 'is registered, unchanged'}")
+            out(f"{connector_id}: {'registered' if new else 'is registered, unchanged'}")
 
 
 def typed_ids() -> list[str]:
@@ -403,7 +404,7 @@ def connectors_list(*, as_json: bool, **given: Any) -> None:
     async def main() -> None:
         heading = "" if as_json else f"{HEADING}\n"  # not before the store is there
         async for connector in app.connectors(loaded(given)):
-            click.echo(heading + show(connector))
+            out(heading + show(connector))
             heading = ""
         click.echo(heading, nl=False)
 
@@ -451,7 +452,7 @@ def connectors_show(*, connector_id: str, as_json: bool, **given: Any) -> None:
     if as_json:
         click.echo(connector_json(found))
         return
-    click.echo(found.id)
+    out(found.id)
     for name, value in ordered(found).items():
         text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
         click.echo(f"  {name:<38} {printable(text)}")
@@ -468,7 +469,7 @@ def connectors_delete(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> N
         if as_json:
             put({"id": connector_id, "deleted": done})
         else:
-            click.echo(f"{connector_id}: {'deleted' if done else 'is not registered'}")
+            out(f"{connector_id}: {'deleted' if done else 'is not registered'}")
     if not all(deleted):
         sys.exit(FAILED)
 

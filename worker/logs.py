@@ -1,5 +1,6 @@
 """Log lines on stderr: pretty on a terminal, JSON elsewhere; never a payload or a secret."""
 
+import io
 import json
 import logging
 import sys
@@ -9,7 +10,7 @@ from typing import TextIO
 
 import structlog
 
-from worker.text import escaped
+from worker.text import escaped, harmless
 
 AUDIT = "worker.audit"  # its lines are written whatever the level: they are the lasting record
 
@@ -31,9 +32,7 @@ def configure(level: str = "info", form: str = "auto") -> None:
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         shared.append(structlog.processors.ExceptionRenderer(transformer))
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)
         if pretty
         else structlog.processors.JSONRenderer()
     )
@@ -112,6 +111,13 @@ class _Stderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
         super().emit(record)
+
+
+def _traceback(file: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Without local variables, and the text of an error as harmless as that of any other value."""
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    file.write(harmless(plain.getvalue()))
 
 
 def _escaped(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

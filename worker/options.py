@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from worker import logs, settings
 from worker.settings import Settings, variable
-from worker.text import json_text
+from worker.text import harmless, json_text
 
 PROGRAM = "last-sync"
 FAILED, CANNOT_START = 1, 3
@@ -135,8 +135,14 @@ def example(text: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.splitlines())
 
 
+def out(text: str) -> None:
+    """Print what was asked for; whoever chose an id or a text in it cannot steer the terminal."""
+    click.echo(harmless(text))
+
+
 def say(text: str) -> None:
-    click.echo(text, err=True)
+    """Print a sentence beside it."""
+    click.echo(harmless(text), err=True)
 
 
 def put(document: object) -> None:
