@@ -132,7 +132,7 @@ def _merge(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, tuple[list
         f"{column} = merged.{column}::{kinds[column]}" for column in (*columns, "stamps")
     )
     statement = (
-        f"UPDATE {CONNECTORS.name} SET {settings}"  # noqa: S608 - names of columns
+        f"UPDATE {CONNECTORS.name} SET {settings}"  # noqa: S608 - names of columns  # nosec B608
         f" FROM unnest({arrays}) AS merged ({', '.join(kinds)})"
         f" WHERE {CONNECTORS.name}.id = merged.id"
     )
@@ -206,7 +206,7 @@ async def _store_id(connection: AsyncConnection, url: str) -> str:
     if None in (await connection.exec_driver_sql(f"SELECT {tables}")).one():
         raise MisconfiguredError(f"{_named(url)} has no schema of ours: {UPGRADE}")
     answer = await connection.exec_driver_sql(
-        f"SELECT (SELECT version_num FROM {VERSION_TABLE}), (SELECT id FROM {STORE.name}),"  # noqa: S608 - constants
+        f"SELECT (SELECT version_num FROM {VERSION_TABLE}), (SELECT id FROM {STORE.name}),"  # noqa: S608 - constants  # nosec B608
         f" has_table_privilege('{CONNECTORS.name}', 'SELECT')"
         f" AND has_table_privilege('{CONNECTORS.name}', 'INSERT')"
         f" AND has_table_privilege('{CONNECTORS.name}', 'UPDATE'), current_user,"
