@@ -15,6 +15,11 @@ COPY schemas/ schemas/
 COPY worker/ worker/
 RUN tools/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . \
  && tools/bin/pip --python /opt/last-sync/bin/python install --quiet --no-deps dist/*.whl
+# What is in it, told by a tool that is not.
+RUN python -m venv sbom \
+ && sbom/bin/pip install --quiet --require-hashes -r requirements/sbom.txt \
+ && sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+    --output-file /opt/last-sync/sbom.cdx.json /opt/last-sync/bin/python
 
 FROM python:${PYTHON_VERSION}-slim
 ARG VERSION=0.1.0

@@ -19,7 +19,7 @@ IMAGE_EXTRAS = api elasticsearch otel postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow chaos soak container-test stack-test lint format bench bench-gate docs lock clean
+.PHONY: help demo test test-slow chaos soak container-test stack-test lint audit format bench bench-gate docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -47,10 +47,16 @@ container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a Postgre
 stack-test: $(VENV)/dev.stamp  ## docker-compose.yml on a real engine: up, broken, down (minutes)
 	$(BIN)/python -m tests.stack
 
-lint: $(VENV)/dev.stamp  ## style and types
+lint: $(VENV)/dev.stamp  ## style, types and common weaknesses
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive worker schemas deploy 2>/dev/null
+
+audit: $(VENV)/dev.stamp  ## known vulnerabilities of what is installed; asks PyPI or OSV (AUDIT_FLAGS="-s osv")
+	for lock in image dev sbom; do \
+		$(BIN)/pip-audit --strict --disable-pip --require-hashes $(AUDIT_FLAGS) -r requirements/$$lock.txt || exit 1; \
+	done
 
 format: $(VENV)/dev.stamp  ## lay the code out
 	$(BIN)/ruff check --fix
@@ -71,6 +77,7 @@ lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer version
 	$(COMPILE) pyproject.toml requirements/build.in --extra demo -c requirements/dev.txt -o requirements/demo.txt
 	$(COMPILE) pyproject.toml $(IMAGE_EXTRAS:%=--extra %) -c requirements/dev.txt -o requirements/image.txt
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) requirements/sbom.in -c requirements/dev.txt -o requirements/sbom.txt
 	$(COMPILE) requirements/elasticsearch-9.in -o requirements/elasticsearch-9.txt
 	cd tests/api/clients && PATH="$(CURDIR)/$(BIN):$$PATH" npm install --package-lock-only --silent
 

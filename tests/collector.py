@@ -13,13 +13,13 @@ from tests.brokers import HOST
 
 
 class Collector(ThreadingHTTPServer):
-    """`status` is what it answers, once `answering` is set."""
+    """`status` is what it answers, once `answering` is set; `location`, where it sends on to."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__((HOST, 0), _Handler)
-        self.status = 200
+        self.status, self.location = 200, ""
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -46,6 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
             for scope in resource.scope_spans:
                 self.server.spans.extend(scope.spans)
         self.send_response(self.server.status)
+        if self.server.location:
+            self.send_header("Location", self.server.location + self.path)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:

@@ -6,6 +6,7 @@ its own, so that a stack that somebody uses is left alone.
 
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -28,6 +29,12 @@ PATIENCE = 90.0  # seconds until what is going to be true is true
 COMPOSE = ("docker", "compose", "--ansi=never", "--progress=quiet")
 ALL_PROFILES = ("--profile", "*")
 PORTS = ("API", "ELASTICSEARCH", "GRAFANA", "KAFKA", "POSTGRES", "PROMETHEUS")
+SBOM = "/opt/last-sync/sbom.cdx.json"
+DISTRIBUTIONS = """
+from importlib.metadata import distributions
+for one in distributions():
+    print(one.name, one.version)
+"""
 CRASH = "import os, signal, sys; os.kill(int(sys.argv[1]), signal.SIGKILL)"
 
 
@@ -157,6 +164,19 @@ def runs_without_rights(stack: Stack) -> None:
     must("No module named pip" in said, f"the image has no pip: {said}")
 
 
+def lists_what_is_in_its_image(stack: Stack) -> None:
+    held = stack.compose("exec", "--no-TTY", "worker", "python", "-c", DISTRIBUTIONS)
+    listed = json.loads(stack.compose("exec", "--no-TTY", "worker", "cat", SBOM))
+    whole = [listed["metadata"]["component"], *listed["components"]]
+    found = {canonical(each["name"], each["version"]) for each in whole}
+    wanted = {canonical(*line.split()) for line in held.splitlines()}
+    must(found == wanted, f"the SBOM names each distribution and no other: {found ^ wanted}")
+
+
+def canonical(name: str, version: str) -> str:
+    return f"{re.sub('[-_.]+', '-', name).lower()} {version}"
+
+
 def shows_an_event_in_the_api(stack: Stack) -> None:
     stack.cli("connectors", "add", "hr-wiki", "crm")
     stack.publish("hr-wiki", 1)
@@ -233,6 +253,7 @@ STEPS: tuple[Callable[[Stack], None], ...] = (
     comes_up_on_a_fresh_clone,
     listens_on_loopback_only,
     runs_without_rights,
+    lists_what_is_in_its_image,
     shows_an_event_in_the_api,
     dead_letters_what_nobody_registered,
     recovers_from_the_death_of_the_worker,

@@ -58,5 +58,18 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
         assert not name or f"def {name}(" in text, f"{path}::{name}"
 
 
+def test_every_claim_about_security_names_the_test_that_shows_it() -> None:
+    """And the test is one that a run of pytest finds: not in a comment, not inside of another."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    tables = [table for table in page.split("\n\n") if table.startswith("| claim | shown by |")]
+    rows = [row for table in tables for row in table.splitlines()[2:]]
+    assert len(rows) > 40
+    for row in rows:
+        _, claim, shown_by, _ = row.split("|")
+        ((path, name),) = NAMED_TEST.findall(shown_by)
+        assert claim.strip()
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), row
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 150

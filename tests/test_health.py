@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers import HOST
 from tests.eventually import eventually
+from tests.hostile import HARMLESS, STEERING, assert_harmless
 from tests.probes import Probes
-from worker import health, health_server
+from worker import health, health_server, probe
 from worker.app import running
 from worker.errors import MisconfiguredError, TransientError
 from worker.health import Health, Verdict
@@ -280,3 +281,16 @@ async def test_a_server_that_fails_stops_the_worker_with_its_error(
 
 async def _until(stop: asyncio.Event) -> None:
     await stop.wait()
+
+
+async def test_no_control_character_of_a_store_s_words_is_in_an_answer(
+    state: Health, probes: Probes
+) -> None:
+    state.hold("store", STEERING)
+    _, said = await probes.get("/readyz")
+    assert HARMLESS in said
+    assert_harmless(said)
+
+
+def test_the_live_check_prints_no_control_character_whoever_answers() -> None:
+    assert_harmless("\n".join(probe.lines({"live": (True, STEERING)})))

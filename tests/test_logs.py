@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from tests.hostile import STEERING, assert_harmless
 from worker import logs
 
 HOSTILE = 'a"}, {"id": "b\n\x1b[31m\u2028\ud800'
@@ -56,3 +57,23 @@ def test_audit_lines_are_pretty_and_harmless_on_a_terminal(
     assert len(written) == 2
     assert all("dead_letter.resolved" in line and "by=me" in line for line in written)
     assert "\x1b" not in "".join(written)
+
+
+@pytest.mark.parametrize("form", ["pretty", "json"])
+def test_a_traceback_has_neither_local_variables_nor_control_characters(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("info", form)
+    try:
+        fails(password="terces"[::-1])  # the source itself is shown
+    except ValueError:
+        structlog.get_logger("worker").exception("worker.crashed", text=STEERING)
+        logging.getLogger("aiokafka").exception("%s", STEERING)
+    written = capsys.readouterr().err
+    assert_harmless(written)
+    assert written.count("in fails" if form == "pretty" else '"name": "fails"') == 2
+    assert "secret" not in written
+
+
+def fails(password: str) -> None:
+    raise ValueError(f"{STEERING} of {len(password)} characters")

@@ -26,6 +26,7 @@ def test_defaults_are_those_of_a_laptop_and_the_store_has_none() -> None:
     assert found.dead_letter_topic == "connector.sync-finished.dlq"
     assert found.kafka_group_id == "last-sync-worker"
     assert found.kafka_session_timeout_ms == 10_000
+    assert (found.api_host, found.health_host) == ("127.0.0.1", "127.0.0.1")
     with pytest.raises(MisconfiguredError, match=r"sqlite:///last-sync\.db"):
         found.required_store_url()
 

@@ -345,7 +345,7 @@ async def _mend(stage: Stage) -> None:
         capitals = [one for one in await letters.table() if one.reason == "invalid_status"]
         for letter in capitals:
             whole = await letters.whole(letter)
-            assert whole is not None  # noqa: S101 - it is one of ours
+            assert whole is not None  # noqa: S101 - it is one of ours  # nosec B101
             before = LetterDocument.of(whole).text()
             after = before.replace('"Completed"', '"completed"')
             for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0):

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, MetricsHandler
 from worker.errors import MisconfiguredError
 from worker.health import Verdict
 from worker.logs import get_logger
+from worker.text import escaped
 from worker.variables import variable
 
 log = get_logger(__name__)
@@ -47,7 +48,7 @@ class Handler(MetricsHandler):
             self._say(404, f"there is nothing here; ask for {', '.join(ROUTES)}")
 
     def _say(self, status: int, text: str) -> None:
-        body = f"{text}\n".encode()
+        body = f"{escaped(text)}\n".encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))

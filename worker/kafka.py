@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.helpers import create_ssl_context
 
+from worker import batches
 from worker.errors import MisconfiguredError, TransientError
 from worker.settings import Settings
 from worker.variables import variable
@@ -77,6 +79,12 @@ def client_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def consumer(settings: Settings, *topics: str, **options: Any) -> AIOKafkaConsumer:
+    """Make a consumer that opens batches as `worker.batches` does."""
+    batches.guard()
+    return AIOKafkaConsumer(*topics, **client_options(settings), **options)
+
+
 def _sasl(settings: Settings) -> dict[str, Any]:
     if settings.kafka_sasl_mechanism == "OAUTHBEARER":
         token, file = settings.kafka_sasl_oauth_token, settings.kafka_sasl_oauth_token_file
@@ -86,7 +94,7 @@ def _sasl(settings: Settings) -> dict[str, Any]:
         return {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
     _require(settings, "kafka_sasl_username")
     _require(settings, "kafka_sasl_password")
-    assert settings.kafka_sasl_password is not None  # noqa: S101 - narrowed by _require
+    assert settings.kafka_sasl_password is not None  # noqa: S101 - narrowed by _require  # nosec B101
     return {
         "sasl_mechanism": settings.kafka_sasl_mechanism,
         "sasl_plain_username": settings.kafka_sasl_username,

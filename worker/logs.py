@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -9,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
-from worker.text import escaped
+from worker.text import escaped, harmless
 
 if TYPE_CHECKING:
     import structlog
-    from structlog.typing import EventDict, Processor
+    from structlog.typing import EventDict, ExcInfo, Processor
 
 AUDIT = "worker.audit"  # its lines are written whatever the level: they are the lasting record
 
@@ -83,8 +84,8 @@ def _rendering(*, pretty: bool, colors: bool) -> list[Processor]:
     import structlog  # noqa: PLC0415
 
     if pretty:
-        plain = structlog.dev.plain_traceback
-        return [_escaped, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_traceback)
+        return [_escaped, renderer]
     # without locals: they hold payloads and secrets
     transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
@@ -148,6 +149,15 @@ class _Stderr(logging.StreamHandler[TextIO]):
             self.setFormatter(self._made())
         self.setStream(sys.stderr)
         super().emit(record)
+
+
+def _traceback(file: TextIO, exc_info: ExcInfo) -> None:
+    """Without local variables, and the text of an error as harmless as that of any other value."""
+    import structlog  # noqa: PLC0415
+
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    file.write(harmless(plain.getvalue()))
 
 
 def _escaped(_: object, __: str, event: EventDict) -> EventDict:

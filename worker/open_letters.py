@@ -63,9 +63,9 @@ class OpenLetters:
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
-        client = AIOKafkaConsumer(
+        client = kafka.consumer(
+            settings,
             settings.dead_letter_topic,  # all of its partitions: there is no group
-            **kafka.client_options(settings),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",

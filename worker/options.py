@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from worker.text import json_text
+from worker.text import harmless, json_text
 from worker.variables import PREFIX, variable
 
 if TYPE_CHECKING:
@@ -161,8 +161,14 @@ def example(text: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.splitlines())
 
 
+def out(text: str) -> None:
+    """Print what was asked for; whoever chose an id or a text in it cannot steer the terminal."""
+    click.echo(harmless(text))
+
+
 def say(text: str) -> None:
-    click.echo(text, err=True)
+    """Print a sentence beside it."""
+    click.echo(harmless(text), err=True)
 
 
 def put(document: object) -> None:

@@ -6,8 +6,10 @@ It runs every few seconds, so it imports next to nothing.
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
 
+from worker.text import printable
+
 TIMEOUT = 4.0  # seconds; the worker gives its event loop two
-HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listens everywhere is here too
+HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listens everywhere is here too  # nosec B104
 
 Answer = tuple[bool, str]
 
@@ -26,7 +28,9 @@ def healthy(found: Mapping[str, Answer]) -> bool:
 
 
 def lines(found: Mapping[str, Answer]) -> list[str]:
-    return [f"{'ok ' if ok else 'BAD'} {name}: {text}" for name, (ok, text) in found.items()]
+    return [
+        f"{'ok ' if ok else 'BAD'} {name}: {printable(text)}" for name, (ok, text) in found.items()
+    ]
 
 
 def _ask(host: str, port: int, path: str) -> Answer:

@@ -11,5 +11,5 @@ def backoff() -> Iterator[float]:
     """Seconds to wait, without end: exponential with full jitter, so that workers spread out."""
     ceiling = FIRST
     while True:
-        yield random.uniform(0, ceiling)  # noqa: S311 - no secret depends on it
+        yield random.uniform(0, ceiling)  # noqa: S311 - no secret depends on it  # nosec B311
         ceiling = min(LONGEST, ceiling * 2)

@@ -17,7 +17,11 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
+def harmless(text: str) -> str:
+    """`escaped`, but for the ends of its lines."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
 def json_text(document: object, indent: int | None = None) -> str:
     """The document as JSON for people: only what is not printable is escaped."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
-    return "\n".join(map(escaped, text.split("\n")))
+    return harmless(json.dumps(document, indent=indent, ensure_ascii=False))

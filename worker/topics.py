@@ -52,7 +52,7 @@ class Topics:
     @property
     def dead_letter_bytes(self) -> int:
         """The largest record that the dead-letter topic takes."""
-        assert self.dead_letters is not None  # noqa: S101 - after `required`
+        assert self.dead_letters is not None  # noqa: S101 - after `required`  # nosec B101
         return self.dead_letters.max_bytes
 
 
@@ -187,7 +187,7 @@ async def create(
     else:
         done.append(f"topic {settings.kafka_topic} exists, left as it is")
     after = await _visible(admin, settings, lambda found: found.source is not None)
-    assert after.source is not None  # noqa: S101 - created above
+    assert after.source is not None  # noqa: S101 - created above  # nosec B101
     wanted = _dead_letter_configs(after.source)
     if before.dead_letters is None:
         await _create(

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import random
-import subprocess
+import subprocess  # nosec B404 # it runs the program
 import sys
 import time
 from collections.abc import Iterator
@@ -21,12 +21,15 @@ CONNECTORS = (
     "crm-accounts", "hr-wiki", "intranet", "legal-contracts",
     "mail-archive", "product-catalog", "support-tickets", "team-drives",
 )  # fmt: skip
-PUBLISHED = Path("/tmp/published")  # how long ago that was is the container's health
+# How long ago that was is the container's health; its /tmp is its own.
+PUBLISHED = Path("/tmp/published")  # nosec B108
 FORGOTTEN = "old-intranet"
 JOB_TYPES = ("full", "incremental", "incremental", "access_control")
 FAILURES = ("429 from the source", "the token has expired", "timed out after 30 s")
 AT_ONCE = 3  # connectors that move on in one round
 FAILS, FORGETS, MISSPELLS, REPEATS = 0.15, 0.08, 0.04, 0.1  # chances
+
+chance = random.Random()  # nosec B311 # no secret depends on it
 
 Event = dict[str, Any]
 
@@ -38,7 +41,7 @@ def now() -> str:
 def jobs(connector: str) -> Iterator[Event]:
     """One job after the other, each from pending to its end."""
     while True:
-        job: Event = {"id": str(uuid4()), "job_type": random.choice(JOB_TYPES)}
+        job: Event = {"id": str(uuid4()), "job_type": chance.choice(JOB_TYPES)}
         yield event(connector, {**job, "status": "pending", "scheduled_at": now()})
         job |= {"scheduled_at": now(), "started_at": now()}
         yield event(connector, {**job, "status": "in_progress"})
@@ -47,11 +50,11 @@ def jobs(connector: str) -> Iterator[Event]:
 
 def end() -> Event:
     counts = {
-        "indexed_document_count": random.randrange(5_000),
-        "deleted_document_count": random.randrange(50),
+        "indexed_document_count": chance.randrange(5_000),
+        "deleted_document_count": chance.randrange(50),
     }
-    if random.random() < FAILS:
-        return {"status": "error", "error": random.choice(FAILURES), **counts}
+    if chance.random() < FAILS:
+        return {"status": "error", "error": chance.choice(FAILURES), **counts}
     return {"status": "completed", "completed_at": now(), **counts}
 
 
@@ -63,23 +66,27 @@ def rounds() -> Iterator[list[Event]]:
     running = {connector: jobs(connector) for connector in CONNECTORS}
     forgotten = jobs(FORGOTTEN)
     for number in itertools.count():
-        events = [next(running[name]) for name in random.sample(CONNECTORS, AT_ONCE)]
-        if number == 0 or random.random() < FORGETS:  # there is a letter to look at from the start
+        events = [next(running[name]) for name in chance.sample(CONNECTORS, AT_ONCE)]
+        if number == 0 or chance.random() < FORGETS:  # there is a letter to look at from the start
             events.append(next(forgotten))
-        if random.random() < MISSPELLS:
+        if chance.random() < MISSPELLS:
             events[0]["job"]["status"] = events[0]["job"]["status"].capitalize()
-        if random.random() < REPEATS:
+        if chance.random() < REPEATS:
             events.append(events[0])
         yield events
 
 
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["last-sync", *arguments], input=stdin)  # nosec B603 B607 # constants
+
+
 def main() -> None:
     pause = float(os.environ.get("PUBLISHER_PAUSE", "5"))  # seconds
-    subprocess.run(["last-sync", "connectors", "add", *CONNECTORS], check=True)
+    run("connectors", "add", *CONNECTORS).check_returncode()
     for events in rounds():
         lines = "\n".join(json.dumps(one) for one in events).encode()
         # What fails says so itself; the next round tries again.
-        if subprocess.run(["last-sync", "publish", "--unchecked"], input=lines).returncode == 0:
+        if run("publish", "--unchecked", stdin=lines).returncode == 0:
             PUBLISHED.touch()
         time.sleep(pause)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
 import shlex
+import stat
 from typing import Any
 
 import pytest
@@ -395,3 +397,24 @@ async def test_an_edit_of_another_stores_letter_is_refused_before_it_is_typed(
     done = await dlq(filled, "edit", letter["id"], "--yes", code=1)
     assert "give --store-id" in done.stderr
     assert "nothing was edited" not in done.stderr
+
+
+@pytest.mark.parametrize(("to", "code", "kept"), [("completed", 0, 0), ("complete", 1, 1)])
+async def test_what_an_editor_is_given_is_its_owners_alone_and_is_removed(
+    filled: Stack, to: str, code: int, kept: int
+) -> None:
+    """What cannot be used is kept, as docs/operations.md says, and is the owner's alone as well."""
+    (letter,) = await listed(filled, "--reason", "invalid_status")
+    editor, folder = filled.folder / "editor.sh", filled.folder / "tmp"
+    folder.mkdir()
+    editor.write_text(f'#!/bin/sh\nstat -c %a "$1" > mode\nsed -i s/Completed/{to}/ "$1"\n')
+    editor.chmod(0o755)
+    filled.more = {"EDITOR": str(editor), "TMPDIR": str(folder)}
+    before = os.umask(0)
+    try:
+        await dlq(filled, "edit", letter["id"], "--yes", code=code)
+    finally:
+        os.umask(before)
+    assert (filled.folder / "mode").read_text() == "600\n"
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()]
+    assert modes == [0o600] * kept

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.acceptance import generator
-from tests.acceptance.conftest import Stack
+from tests.acceptance.conftest import Stack, event, record
 from tests.collector import Collector, attributes, collecting
 from tests.eventually import eventually
 from tests.kafka import Record
@@ -127,3 +127,15 @@ async def test_a_collector_in_trouble_neither_stops_nor_delays_the_worker(
     assert await worker.ended() == 0
     assert time.monotonic() - asked < 5
     assert "batch.held" not in worker.stderr
+
+
+async def test_a_redirect_of_the_collector_is_not_followed(
+    stack: Stack, collector: Collector
+) -> None:
+    await stack.register(["known"])
+    await stack.kafka.produce(stack.topics.source, [record(event("known", 1), "known")])
+    with collecting() as other:
+        collector.status, collector.location = 307, other.env["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        await stack.drain(**collector.env, OTEL_EXPORTER_OTLP_HEADERS="api-key=s3cret")
+        assert collector.paths
+        assert not other.asked.is_set()

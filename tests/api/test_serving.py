@@ -1,17 +1,22 @@
 """Slow, rude and too many callers; a store that is away; keys; an orderly end."""
 
 import asyncio
+import gzip
 import io
 import json
 import sqlite3
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from yarl import URL
 
 from tests.api.conftest import Api, served
 from tests.eventually import eventually
+from tests.hostile import STEERING, assert_harmless
 from worker.api import bodies, serving
 from worker.stores.sql import SqlStore
 
@@ -228,3 +233,48 @@ async def send_later(api: Api, writer: asyncio.StreamWriter) -> None:
 
     await eventually(deaf)
     writer.write(BODY[5:].encode())
+
+
+@pytest.mark.parametrize("query", ["", "?pretty"])
+async def test_no_answer_can_steer_a_terminal(api: Api, query: str) -> None:
+    """It is the same JSON: what would steer is escaped."""
+    text = f"ä {STEERING} 😀"
+    await api.last_sync(json.dumps({"last_sync_error": text}))
+    for path in ("/_connector/my-connector", "/_connector", f"/_connector/{quote(text)}"):
+        async with api.session.get(URL(f"{api.url}{path}{query}", encoded=True)) as answer:
+            said = await answer.text()
+        assert_harmless(said)
+        assert text in str(json.loads(said)) or ascii(text)[1:-1] in ascii(json.loads(said))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 500_000,
+        '{"a":' * 150_000,
+        "9" * 1_000_000,
+        "-" * 1_000_000,
+        "1e999999",
+        "\\" * 500_000,
+    ],
+    ids=["lists", "objects", "digits", "signs", "exponent", "backslashes"],
+)
+async def test_a_hostile_body_is_refused_and_delays_nobody(api: Api, value: str) -> None:
+    async with asyncio.timeout(20):
+        for field in ("sync_cursor", "last_indexed_document_count"):
+            assert (await api.last_sync(f'{{"{field}":{value}')).status == 400
+            assert (await api.last_sync(f'{{"{field}":{value}}}')).status == 400
+
+
+async def test_a_body_that_expands_beyond_the_limit_is_a_413(api: Api) -> None:
+    bomb = gzip.compress(bytes(200_000_000), compresslevel=9)
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    assert len(bomb) < bodies.MAX_BODY
+    tracemalloc.start()
+    try:
+        answer = await api.call("PUT", "/_connector/my-connector/_last_sync", bomb, headers)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status == 413
+    assert peak < 10 * bodies.MAX_BODY

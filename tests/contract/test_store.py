@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from schemas.last_sync import LAST_SYNC_FIELDS
 from tests.contract.conftest import CancelAtWait, Pin, Place
 from tests.eventually import eventually
+from tests.hostile import IDS
 from worker.merge import (
     Outcome,
     Stamp,
@@ -187,6 +188,19 @@ async def test_live_connectors_are_listed_by_code_point(
     assert [connector.id for connector in found] == sorted(ids)
     found = await listed(store, place, lambda found: any(one.fields for one in found))
     assert Connector(id="é", fields={"last_sync_status": "error"}) in found
+
+
+async def test_an_id_is_a_name_and_nothing_else_whatever_it_looks_like(
+    store: ConnectorStore, place: Place
+) -> None:
+    await store.add(IDS)
+    batch = [update(id_, 1, last_indexed_document_count=n) for n, id_ in enumerate(IDS)]
+    assert names(await store.apply(batch)) == ["applied"] * len(IDS)
+    await store.delete(IDS[::2])
+    left = {id_: {"last_indexed_document_count": n} for n, id_ in enumerate(IDS) if n % 2}
+    found = await listed(store, place, lambda found: len(found) == len(left))
+    assert {connector.id: dict(connector.fields) for connector in found} == left
+    assert [await fields_of(store, id_) for id_ in IDS] == [left.get(id_) for id_ in IDS]
 
 
 async def test_a_listing_hinders_no_writer_and_repeats_nothing(

@@ -104,7 +104,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
 @pytest.fixture
 def clients(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """Name the worker's clients, in the order in which they were made."""
-    monkeypatch.setattr(running, "AIOKafkaConsumer", Recorded)
+    monkeypatch.setattr("worker.kafka.AIOKafkaConsumer", Recorded)
     monkeypatch.setattr(Recorded, "made", [])
     return Recorded.made
 

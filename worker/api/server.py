@@ -289,12 +289,13 @@ def _response(answer: Answer, media_type: str, *, pretty: bool) -> Response:
     }
     if answer.body is None:
         return Response(status_code=answer.status, headers=headers)
+    layout: dict[str, Any] = {"separators": (",", ":")}
     if pretty:
-        text = json.dumps(answer.body, ensure_ascii=False, indent=2, separators=(",", " : ")) + "\n"
-    else:
-        text = json.dumps(answer.body, ensure_ascii=False, separators=(",", ":"))
-    encoded = text.encode("utf-8", "backslashreplace")
-    return Response(encoded, answer.status, headers)
+        layout = {"indent": 2, "separators": (",", " : ")}
+    text = json.dumps(answer.body, ensure_ascii=False, **layout)
+    if not text.replace("\n", "").isprintable():  # what would steer a terminal is escaped
+        text = json.dumps(answer.body, **layout)
+    return Response(text + "\n" * pretty, answer.status, headers)
 
 
 def _unhandled(uri: str, method: str, handlers: Mapping[str, Handler]) -> Answer:

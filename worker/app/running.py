@@ -157,9 +157,9 @@ async def consume(
         max_bytes = found.dead_letter_bytes
     async with AsyncExitStack() as stack:
         letters = await stack.enter_async_context(DeadLetterTopic.opened(settings, max_bytes))
-        client = AIOKafkaConsumer(
+        client = kafka.consumer(
+            settings,
             group_id=settings.kafka_group_id,
-            **kafka.client_options(settings),
             **consumer.client_options(settings.kafka_session_timeout_ms),
         )
         loop = consumer.Consumer(

@@ -16,6 +16,7 @@ from worker.options import (
     flag,
     kafka_settings,
     loaded,
+    out,
     put,
     run_async,
     store_setting,
@@ -64,7 +65,7 @@ def report_live(settings: Settings, *, as_json: bool) -> None:
         checks = [{"name": name, "ok": ok, "text": text} for name, (ok, text) in found.items()]
         put({"ok": healthy, "checks": checks})
     else:
-        click.echo("\n".join(probe.lines(found)))
+        out("\n".join(probe.lines(found)))
     if not healthy:
         sys.exit(FAILED)
 
@@ -76,6 +77,6 @@ def report_verdicts(found: Sequence[Verdict], *, as_json: bool) -> None:
         put({"ok": good, "checks": checks})
     else:
         for verdict in found:
-            click.echo(f"{'ok ' if verdict.ok else 'BAD'} {verdict.name}: {verdict.text}")
+            out(f"{'ok ' if verdict.ok else 'BAD'} {verdict.name}: {verdict.text}")
     if not good:
         sys.exit(CANNOT_START)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worker.errors import LastSyncError
-from worker.options import FAILED, as_json, example, loaded, put, run_async, store_setting
+from worker.options import FAILED, as_json, example, loaded, out, put, run_async, store_setting
 from worker.text import json_text, printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def connectors_add(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> None
         if as_json:
             put({"id": connector_id, "added": new})
         else:
-            click.echo(f"{connector_id}: {'registered' if new else 'is registered, unchanged'}")
+            out(f"{connector_id}: {'registered' if new else 'is registered, unchanged'}")
 
 
 def typed_ids() -> list[str]:
@@ -86,7 +86,7 @@ def connectors_list(*, as_json: bool, **given: Any) -> None:
     async def main() -> None:
         heading = "" if as_json else f"{HEADING}\n"  # not before the store is there
         async for connector in stores.connectors(loaded(given)):
-            click.echo(heading + show(connector))
+            out(heading + show(connector))
             heading = ""
         click.echo(heading, nl=False)
 
@@ -138,7 +138,7 @@ def connectors_show(*, connector_id: str, as_json: bool, **given: Any) -> None:
     if as_json:
         click.echo(connector_json(found))
         return
-    click.echo(found.id)
+    out(found.id)
     for name, value in ordered(found).items():
         text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
         click.echo(f"  {name:<38} {printable(text)}")
@@ -157,6 +157,6 @@ def connectors_delete(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> N
         if as_json:
             put({"id": connector_id, "deleted": done})
         else:
-            click.echo(f"{connector_id}: {'deleted' if done else 'is not registered'}")
+            out(f"{connector_id}: {'deleted' if done else 'is not registered'}")
     if not all(deleted):
         sys.exit(FAILED)

@@ -19,6 +19,7 @@ from worker.options import (
     example,
     flag,
     loaded,
+    out,
     put,
     run_async,
     say,
@@ -51,7 +52,7 @@ def validate(file: BinaryIO, *, as_json: bool) -> None:
         if as_json:
             put({"line": line.number, **judged_json(line.judged)})
         else:
-            click.echo(f"line {line.number}: {judged_text(line.judged)}")
+            out(f"line {line.number}: {judged_text(line.judged)}")
     say(f"{total} events, {bad} invalid")
     if bad or not total:
         sys.exit(FAILED)

@@ -15,6 +15,7 @@ from worker.options import (
     example,
     flag,
     loaded,
+    out,
     put,
     run_async,
     say,
@@ -42,7 +43,7 @@ def store_upgrade(*, as_json: bool, **given: Any) -> None:
     if as_json:
         put({"store": described})
     else:
-        click.echo(described)
+        out(described)
 
 
 @store.command("verify", epilog=example("last-sync store verify --repair"))
@@ -65,7 +66,7 @@ def store_verify(*, repair: bool, as_json: bool, **given: Any) -> None:
             if as_json:
                 put({**asdict(difference), "repaired": repair})
             else:
-                click.echo(difference_text(difference, repair=repair))
+                out(difference_text(difference, repair=repair))
 
     run_async(main())
     say(f"{found} differences{', repaired' if repair and found else ''}")

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from worker.commands.check import report_verdicts
-from worker.options import as_json, example, flag, kafka_settings, loaded, put, run_async
+from worker.options import as_json, example, flag, kafka_settings, loaded, out, put, run_async
 
 
 @click.group(epilog=example("last-sync topics create --partitions 12 --replication-factor 3"))
@@ -36,7 +36,7 @@ def topics_create(
     if as_json:
         put({"done": done})
     else:
-        click.echo("\n".join(done))
+        out("\n".join(done))
 
 
 @topics.command("check", epilog=example("last-sync topics check --json"))

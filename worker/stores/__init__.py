@@ -63,8 +63,8 @@ async def upgrade_store(url: str) -> None:
 
 
 def masked(url: str) -> str:
-    """Hide what stands between `://` and the last `@`: user and password."""
+    """Hide user and password, which stand before the last `@`, and parameters, which may be one."""
     scheme, separator, rest = url.partition("://")
-    if "@" not in rest:
-        return url
-    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}"
+    _, at, place = rest.rpartition("@")
+    place, question, _ = place.partition("?")
+    return f"{scheme}{separator}{'***@' if at else ''}{place}{'?***' if question else ''}"

@@ -5,8 +5,15 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import aiohttp
+from elastic_transport import (
+    AiohttpHttpNode,
+    ConnectionTimeout,
+    SerializationError,
+    TlsError,
+    TransportError,
+)
 from elastic_transport import ConnectionError as ElasticConnectionError
-from elastic_transport import ConnectionTimeout, SerializationError, TlsError, TransportError
 from elasticsearch import ApiError, AsyncElasticsearch, ConflictError, UnsupportedProductError
 
 from worker.errors import MisconfiguredError, TransientError
@@ -21,6 +28,25 @@ PREFIX = "elasticsearch+"
 
 class RefusedError(Exception):
     """Elasticsearch refuses this very content."""
+
+
+class _Node(AiohttpHttpNode):
+    """Goes nowhere else: the client would follow a redirect to any host, with the event in hand."""
+
+    def _create_aiohttp_session(self) -> None:
+        super()._create_aiohttp_session()
+        assert self.session is not None  # noqa: S101 - made in the line above  # nosec B101
+        self.session = _Session(self.session)  # type: ignore[assignment]
+
+
+class _Session:
+    """What a node uses of its session."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session, self.close = session, session.close
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        return self._session.request(method, url, allow_redirects=False, **options)
 
 
 @asynccontextmanager
@@ -61,6 +87,7 @@ def _client(url: str, access: ElasticsearchAccess) -> AsyncElasticsearch:
     try:
         return AsyncElasticsearch(
             hosts,
+            node_class=_Node,
             request_timeout=REQUEST_TIMEOUT,
             connections_per_node=access.concurrency,
             max_retries=len(hosts) - 1,  # once at each node; the worker holds and tries again

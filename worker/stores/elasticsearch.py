@@ -238,7 +238,7 @@ class ElasticsearchStore:
         if state.deleted and await self._api.get(id_) is None:
             return [CONNECTOR_NOT_FOUND] * len(updates), None
         after, outcomes = fold(replace(state, deleted=False), updates)
-        assert after is not None  # noqa: S101 - it was none before
+        assert after is not None  # noqa: S101 - it was none before  # nosec B101
         touched = {field for update in updates for field in update.fields}
         try:
             to_json([after.fields, after.stamps])

@@ -159,7 +159,7 @@ async def _make(client: AsyncElasticsearch, version: str) -> None:
 
 def _action(connector_id: str, entry: Entry) -> dict[str, Any]:
     state = entry.state
-    assert state is not None  # noqa: S101 - only then there is something to write
+    assert state is not None  # noqa: S101 - only then there is something to write  # nosec B101
     source = {
         "connector_id": connector_id,
         "deleted": state.deleted,

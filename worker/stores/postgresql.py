@@ -140,7 +140,7 @@ def _merge(
         for n, kind in enumerate(kinds.values(), 1)
     )
     statement = (
-        f"UPDATE {CONNECTORS.name} SET {settings}, stamps = merged.stamps::json"  # noqa: S608 - names
+        f"UPDATE {CONNECTORS.name} SET {settings}, stamps = merged.stamps::json"  # noqa: S608  # nosec B608
         f" FROM unnest({arrays}) AS merged ({', '.join(kinds)})"
         f" WHERE {CONNECTORS.name}.id = merged.id"
     )
@@ -214,7 +214,7 @@ async def _store_id(connection: AsyncConnection, url: str) -> str:
     if None in (await connection.exec_driver_sql(f"SELECT {tables}")).one():
         raise MisconfiguredError(f"{_named(url)} has no schema of ours: {UPGRADE}")
     answer = await connection.exec_driver_sql(
-        f"SELECT (SELECT version_num FROM {VERSION_TABLE}), (SELECT id FROM {STORE.name}),"  # noqa: S608 - constants
+        f"SELECT (SELECT version_num FROM {VERSION_TABLE}), (SELECT id FROM {STORE.name}),"  # noqa: S608 - constants  # nosec B608
         f" has_table_privilege('{CONNECTORS.name}', 'SELECT')"
         f" AND has_table_privilege('{CONNECTORS.name}', 'INSERT')"
         f" AND has_table_privilege('{CONNECTORS.name}', 'UPDATE'), current_user,"

@@ -7,7 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 CACHE_KIB = 8_192
 CHECKPOINT_PAGES = 8_192  # 32 MiB of log: a large batch touches thousands of pages, most again
+OWNER_ALONE = 0o600  # mode of a new file; SQLite gives its log the file's own
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's writer
 
 _TRANSIENT = {
@@ -91,7 +92,7 @@ def _merge(columns: Sequence[str], rows: Sequence[Row], mixed: bool) -> tuple[st
     bits = f"?{last}" if mixed else None
     settings = [assignment(column, f"?{n}", bits) for n, column in enumerate(columns, 1)]
     settings.append(f"stamps = ?{last + 1}")
-    statement = f"UPDATE {CONNECTORS.name} SET {', '.join(settings)} WHERE id = ?{last + 2}"  # noqa: S608
+    statement = f"UPDATE {CONNECTORS.name} SET {', '.join(settings)} WHERE id = ?{last + 2}"  # noqa: S608  # nosec B608
     return statement, list(rows)
 
 
@@ -177,10 +178,12 @@ async def _prepared(path: Path, url: str) -> str:
         except TransientError:  # SQLite does not wait by itself while a file becomes WAL
             if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - not a secret
+            await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - not a secret  # nosec B311
 
 
 def _prepare(path: Path, url: str) -> str:
+    with suppress(OSError):  # SQLite says what is wrong
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, OWNER_ALONE))
     with (
         translated(url),
         closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as connection,
@@ -199,7 +202,7 @@ def _revision(connection: sqlite3.Connection, url: str) -> str | None:
     if not tables:
         return None
     if {VERSION_TABLE, STORE.name, CONNECTORS.name} <= set(tables):
-        return str(connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()[0])  # noqa: S608 - a constant
+        return str(connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()[0])  # noqa: S608 - a constant  # nosec B608
     raise MisconfiguredError(
         f"store {url}: the file holds another program's tables ({', '.join(tables)});"
         " name another path"

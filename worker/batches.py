@@ -1,0 +1,173 @@
+"""How fetched batches are opened: none without a limit, and every record of them can be read.
+
+aiokafka decompresses a batch whole, however large it becomes (a megabyte of zstd, 30 gigabytes),
+and raises for ever at a header whose name is not UTF-8, which brokers let in. It has no setting for
+either, so that two of its classes are replaced where it looks for them.
+"""
+
+import gzip
+import io
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cramjam
+from aiokafka import codec
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import (
+    DefaultRecordBase,
+    DefaultRecordBatch,
+    _DefaultRecordBatchPy,
+)
+from aiokafka.record.memory_records import _MemoryRecordsPy
+
+from worker.errors import MisconfiguredError
+
+MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
+FIRST_GUESS = 8  # times the compressed size
+FIRST_ROOM = 64 * 1024  # bytes
+XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives snappy
+
+_HEADER = DefaultRecordBase.HEADER_STRUCT
+_ATTRIBUTES = DefaultRecordBase.ATTRIBUTES_OFFSET
+_CODEC = DefaultRecordBase.CODEC_MASK
+
+
+class BatchTooLargeError(ValueError):
+    """A batch is larger than MAX_BATCH, or damaged."""
+
+
+def guard() -> None:
+    """Let every consumer of this process open batches in this way."""
+    fetcher.MemoryRecords = Batches
+    fetcher.PartitionRecords = Partition
+
+
+class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types for it
+    """The fetched records of one partition."""
+
+    def _unpack_records(self) -> Iterator[Any]:
+        begin = self.next_fetch_offset
+        try:
+            yield from super()._unpack_records()
+        except BatchTooLargeError as error:
+            if self.next_fetch_offset > begin:
+                return  # what stands before it is handled, and committed, first
+            raise MisconfiguredError(
+                f"topic {self._tp.topic} partition {self._tp.partition} offset "
+                f"{self.next_fetch_offset}: {error}; find out who wrote it. A group goes on behind "
+                "it after kafka-consumer-groups.sh --reset-offsets --to-offset"
+            ) from None
+
+
+class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
+    """The batches of one answer of a broker."""
+
+    def next_batch(self) -> Any:
+        raw = self._next_slice
+        batch = super().next_batch()
+        return _Batch(batch, raw) if isinstance(batch, DefaultRecordBatch) else batch
+
+
+class _Batch:
+    """What aiokafka's batch is, but for its records."""
+
+    def __init__(self, batch: Any, raw: memoryview) -> None:
+        self._batch, self._raw = batch, raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        codec_id = self._batch.compression_type
+        raw = _decompressed(self._raw, codec_id, self._batch.next_offset) if codec_id else self._raw
+        last = -1
+        try:
+            for record in DefaultRecordBatch(raw):
+                last = record.offset
+                yield record
+        except UnicodeDecodeError:
+            for record in _leniently(raw):
+                if record.offset > last:
+                    yield record
+
+
+def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
+    """The batch as it would be without compression."""
+    header, data = bytearray(raw[: _HEADER.size]), bytes(raw[_HEADER.size :])
+    (attributes,) = struct.unpack_from(">h", header, _ATTRIBUTES)
+    struct.pack_into(">h", header, _ATTRIBUTES, attributes & ~_CODEC)
+    try:
+        return bytes(header) + _OPENED[codec_id](data)
+    except (cramjam.DecompressionError, OverflowError):
+        raise BatchTooLargeError(
+            f"the batch up to offset {next_offset} is larger than {MAX_BATCH >> 20} MiB "
+            f"decompressed ({len(data)} bytes before), or damaged"
+        ) from None
+
+
+def _gunzipped(data: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        found = file.read(MAX_BATCH + 1)
+    _check(len(found))
+    return found
+
+
+def _unsnapped(data: bytes) -> bytes:
+    """Snappy says beforehand how large each of its blocks will be."""
+    _check(sum(map(cramjam.snappy.decompress_raw_len, _blocks(data))))
+    return bytes(codec.snappy_decode(data))
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    if not codec._detect_xerial_stream(data):  # noqa: SLF001 - so that both agree what it is
+        yield data
+        return
+    at = XERIAL_HEADER
+    while at < len(data):
+        (size,) = struct.unpack_from("!i", data, at)
+        yield data[at + 4 : at + 4 + size]
+        at += 4 + size
+
+
+def _check(size: int) -> None:
+    if size > MAX_BATCH:
+        raise OverflowError
+
+
+def _unpacked(algorithm: Any, data: bytes) -> bytes:
+    """Neither lz4 nor zstd says how much it will be: try with room for more and more."""
+    room = min(max(FIRST_ROOM, FIRST_GUESS * len(data)), MAX_BATCH)
+    while True:
+        found = bytearray(room)
+        try:
+            return bytes(memoryview(found)[: algorithm.decompress_into(data, found)])
+        except cramjam.DecompressionError:
+            if room == MAX_BATCH:
+                raise
+            room = min(FIRST_GUESS * room, MAX_BATCH)
+
+
+_OPENED: dict[int, Callable[[bytes], bytes]] = {
+    DefaultRecordBase.CODEC_GZIP: _gunzipped,
+    DefaultRecordBase.CODEC_SNAPPY: _unsnapped,
+    DefaultRecordBase.CODEC_LZ4: lambda data: _unpacked(cramjam.lz4, data),
+    DefaultRecordBase.CODEC_ZSTD: lambda data: _unpacked(cramjam.zstd, data),
+}
+
+
+class _Text(bytearray):
+    """Bytes whose parts decode with U+FFFD for what is not UTF-8, as in Kafka's own client."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Text(found) if isinstance(found, bytearray) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:  # noqa: ARG002
+        return super().decode(encoding, "replace")
+
+
+def _leniently(raw: Any) -> Iterator[Any]:
+    batch = _DefaultRecordBatchPy(raw)
+    batch._buffer = _Text(batch._buffer)  # noqa: SLF001 - the seam
+    return iter(batch)
