@@ -190,7 +190,6 @@ async def consume(
             letters=letters,
             breaker=_breaker(settings),
             batch_size=settings.batch_size,
-            session_timeout=settings.kafka_session_timeout_ms / 1000,
             watchdog=watchdog,
             stalled_after=settings.watchdog_seconds,
             health=health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop),
@@ -198,8 +197,8 @@ async def consume(
             stop=stop,
         )
         client.subscribe([settings.kafka_topic], listener=loop)
+        stack.push_async_callback(kafka.leave, client)
         await kafka.start(client, settings, timeout=JOIN_TIMEOUT)
-        stack.push_async_callback(kafka.stop, client)
         log.info(
             "worker.started",
             topic=settings.kafka_topic,
