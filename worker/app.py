@@ -198,7 +198,8 @@ async def consume(
         )
         client.subscribe([settings.kafka_topic], listener=loop)
         stack.push_async_callback(kafka.leave, client)
-        await kafka.start(client, settings, timeout=JOIN_TIMEOUT)
+        if not await _joined(client, settings, stop):
+            return
         log.info(
             "worker.started",
             topic=settings.kafka_topic,
@@ -206,6 +207,24 @@ async def consume(
             store=store.store_id,
         )
         await loop.run(await _drain(stack, settings, client) if drain else None)
+
+
+async def _joined(client: AIOKafkaConsumer, settings: Settings, stop: asyncio.Event) -> bool:
+    """Whether the group let this member in before it was told to stop."""
+    joining = asyncio.create_task(
+        kafka.start(client, settings, timeout=JOIN_TIMEOUT), name="kafka-start"
+    )
+    wish = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({joining, wish}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wish.cancel()
+        joining.cancel()
+        await asyncio.wait({joining})
+    if joining.cancelled():
+        return False
+    joining.result()
+    return True
 
 
 def _breaker(settings: Settings) -> Breaker:

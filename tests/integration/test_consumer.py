@@ -290,7 +290,7 @@ async def member(
         await client.stop()
 
 
-async def test_stop_while_a_rebalance_blocks_the_start_takes_only_its_grace(
+async def test_stop_while_a_rebalance_blocks_the_start_does_not_wait_for_it(
     kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
 ) -> None:
     released = asyncio.Event()
@@ -303,11 +303,11 @@ async def test_stop_while_a_rebalance_blocks_the_start_takes_only_its_grace(
         await eventually(lambda: slow._subscription.reassignment_in_progress)
         stop.set()
         before = began()
-        await app._until_stopped(work, stop, grace=1)
+        await app._until_stopped(work, stop, grace=20)
         took = began() - before
     await clients[0]._client.close()  # given up half closed; a process would end here
     assert work.done()
-    assert took < 1 + app.CLEANUP_TIMEOUT
+    assert took < 5
 
 
 async def test_a_member_that_stops_in_mid_rebalance_leaves_the_group_at_once(
