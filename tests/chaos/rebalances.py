@@ -20,14 +20,15 @@ from tests.chaos.nursery import Member
 from tests.chaos.rig import Result, Rig, Run, running
 from tests.postgres import execute
 
-MIX = Mix(connectors=500)
+MIX = Mix(connectors=300)
 SESSION = "10000"  # milliseconds, the default: the pauses are those of production
 STAYERS, DOORS = 2, 2  # members that stay; doors through which others come and go
 SLOWNESS = 1.5  # seconds that each transaction of the store takes longer
-PACE = 400  # records a second
+PACE = 200  # records a second
 STAYS = (0.2, 2.0)  # seconds that a newcomer works before it leaves
 EMPTY = (0.0, 1.5)  # seconds until the next one comes through that door
 LONGEST = 400.0  # seconds
+FEW = 10  # epochs in which it may happen that each partition goes to another member
 PAUSE = 5.0  # seconds; 99 of 100 retained partitions have to wait less
 
 # The first UPDATE of a transaction dawdles, its locks in hand.
@@ -252,9 +253,9 @@ def pauses(acts: Sequence[Act]) -> Pauses:
 def _mild(found: Pauses, epochs: int, rounds: int) -> Iterable[str]:
     if epochs < rounds:
         yield f"only {epochs} epochs: the storm was none"
-    if not found.retained:
+    if not found.retained and epochs > FEW:
         yield "no partition was retained"
-    elif _share(found.retained, 0.99) >= PAUSE:
+    if _share(found.retained, 0.99) >= PAUSE:
         yield f"1 in 100 retained partitions paused for {_share(found.retained, 0.99):.1f} s"
 
 

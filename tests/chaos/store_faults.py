@@ -12,10 +12,10 @@ from typing import Any
 
 from tests.chaos.events import Mix
 from tests.chaos.nursery import Member
-from tests.chaos.rig import Result, Rig, Run, running
+from tests.chaos.rig import PATIENCE, Result, Rig, Run, running
 from tests.conftest import upgrade
 from tests.elasticsearch import Failure, FakeElasticsearch, Request, in_a_thread
-from tests.eventually import eventually
+from tests.eventually import POLL, eventually
 from tests.postgres import PostgresFactory, PostgresServer
 from tests.proxy import Mode, Proxy
 
@@ -148,13 +148,13 @@ async def _unavailable(server: FakeElasticsearch, seconds: float) -> str:
 
 async def _storms(server: FakeElasticsearch, seconds: float) -> str:
     """Half of the requests are turned away, most of the time."""
-    count = 0
+    storms = list[Failure]()
     for _ in range(STORMS):
-        failure = server.fail(429, match=_one_in(2))
+        storms.append(server.fail(429, match=_one_in(2)))
         await asyncio.sleep(seconds / STORMS * 0.7)
-        count += _ended([failure])
+        storms[-1].clear()
         await asyncio.sleep(seconds / STORMS * 0.3)
-    return f"{count} answers in {STORMS} storms"
+    return f"{_counted(storms)} answers in {STORMS} storms"
 
 
 async def _resets_of_one_in_a_hundred(server: FakeElasticsearch, seconds: float) -> str:
@@ -231,7 +231,7 @@ async def elasticsearch(rig: Rig, name: str) -> Result:
 
 async def _through(run: Run, fault: Fault, store: Any, **environ: str) -> Result:
     """Events flow, the store is hurt and gets well, the workers finish, and the run is checked."""
-    members = [run.worker(**environ) for _ in range(WORKERS)]
+    members = await asyncio.gather(*(_started(run, **environ) for _ in range(WORKERS)))
     async with _publishing(run):
         for member in members:
             await member.says("batch.done")
@@ -250,6 +250,17 @@ async def _through(run: Run, fault: Fault, store: Any, **environ: str) -> Result
         await eventually(lambda: not any(one.waiting for one in store.failures), TOO_LATE)
         facts += f"; {await _mended(run)} fields put again by `store verify --repair`"
     return Result(name=run.name, verdict=await run.verdict(), facts=facts, problems=problems)
+
+
+async def _started(run: Run, **environ: str) -> Member:
+    """Start a worker, and anew as often as the machine is too busy for it to start in time."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            member = run.worker(**environ)
+            while member.exit_code is None:
+                if '"worker.started"' in member.stderr:
+                    return member
+                await asyncio.sleep(POLL)
 
 
 @asynccontextmanager
