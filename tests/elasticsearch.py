@@ -46,6 +46,8 @@ FAILURES: dict[Any, ElasticError] = {
     ),
 }
 
+TAKING_EFFECT = ("reset_after", "lands_late", "answers_late")
+
 Answer = tuple[int, Any]
 Match = Callable[["Request"], bool]
 
@@ -82,16 +84,27 @@ class Failure:
     kind: int | str
     times: int | None
     match: Match
+    seconds: float | None  # that a request is late; None: until it is cleared
+    count: int = 0  # requests that went wrong
+    waiting: int = 0  # those of them that are late now
     hung: asyncio.Event = field(default_factory=asyncio.Event)
 
     def clear(self) -> None:
         self.times = 0
         self.hung.set()
 
+    async def wait(self) -> None:
+        self.waiting += 1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds):
+                await self.hung.wait()
+        self.waiting -= 1
+
     def hits(self, request: Request) -> bool:
         if self.times == 0 or not self.match(request):
             return False
         self.times = None if self.times is None else self.times - 1
+        self.count += 1
         return True
 
 
@@ -127,7 +140,7 @@ class FakeElasticsearch:
         self.requests: list[tuple[str, str, Any]] = []
         self.indices: dict[str, Index] = {}
         self._tls = {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
-        self._failures: list[Failure] = []
+        self.failures: list[Failure] = []
         self._pins: list[Pin] = []
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -177,7 +190,7 @@ class FakeElasticsearch:
         """End as a killed node does: connections break, and data stay."""
         if self._server is None or self._serving is None:
             return
-        for failure in self._failures:
+        for failure in self.failures:
             failure.hung.set()
         for pin in self._pins:
             pin.release.set()
@@ -187,10 +200,20 @@ class FakeElasticsearch:
         await self._serving
         self._server = self._serving = None
 
-    def fail(self, kind: int | str, *, times: int | None = None, match: Match = every) -> Failure:
-        """Let requests go wrong: a status, or `reset`, `reset_after`, `hang`, `html_404`, …"""
-        failure = Failure(kind, times, match)
-        self._failures.append(failure)
+    def fail(
+        self,
+        kind: int | str,
+        *,
+        times: int | None = None,
+        match: Match = every,
+        seconds: float | None = None,
+    ) -> Failure:
+        """Let requests go wrong: a status, or `reset`, `reset_after`, `hang`, `html_404`, …
+
+        After so many seconds `lands_late` takes effect, and the answer of `answers_late` is sent.
+        """
+        failure = Failure(kind, times, match, seconds)
+        self.failures.append(failure)
         return failure
 
     def pin(self, match: Match, *, before: bool = True) -> Pin:
@@ -211,12 +234,12 @@ class FakeElasticsearch:
         pin = self._pinned(request)
         if pin and pin.before:
             await _wait_at(pin)
-        failure = next((one for one in self._failures if one.hits(request)), None)
-        if failure and failure.kind == "hang":
-            await failure.hung.wait()
+        failure = next((one for one in self.failures if one.hits(request)), None)
+        if failure and failure.kind in ("hang", "lands_late"):
+            await failure.wait()
         if failure and failure.kind in ("reset", "hang"):
             return self._reset(scope)
-        if failure and failure.kind != "reset_after":
+        if failure and failure.kind not in TAKING_EFFECT:
             status, body = _failed(failure.kind)
         else:
             status, body = self._safely(request)
@@ -224,6 +247,8 @@ class FakeElasticsearch:
             await _wait_at(pin)
         if failure and failure.kind == "reset_after":
             return self._reset(scope)
+        if failure and failure.kind == "answers_late":
+            await failure.wait()
         await self._send(request, status, body, send)
         return None
 

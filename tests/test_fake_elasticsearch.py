@@ -242,3 +242,17 @@ async def test_a_pin_stops_a_request_before_or_after_its_effect(
     assert not writing.done()
     pin.release.set()
     await writing
+
+
+@pytest.mark.parametrize(("kind", "at_once"), [("lands_late", []), ("answers_late", [INDEX])])
+async def test_a_late_request_takes_effect_though_its_client_gave_up(
+    server: FakeElasticsearch, client: AsyncElasticsearch, kind: str, at_once: list[str]
+) -> None:
+    failure = server.fail(kind, times=1)
+    with pytest.raises(ConnectionTimeout):
+        await client.index(index=INDEX, id="a", document={"n": 1})
+    assert list(server.indices) == at_once
+    assert (failure.count, failure.waiting) == (1, 1)
+    failure.clear()
+    await eventually(lambda: not failure.waiting)
+    assert (await client.get(index=INDEX, id="a"))["_source"] == {"n": 1}

@@ -44,13 +44,18 @@ from worker.watchdog import Watchdog
 log = get_logger(__name__)
 
 POLL = 0.5  # seconds that one poll waits for records
+LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 SLOW = 3.0  # seconds after which a batch in flight counts as held and polling goes on without it
 COMMIT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 5.0  # seconds
 LOOK_AROUND = 5.0  # seconds between looks at the end of the topic
 DRAIN_CHECK = 0.3  # seconds between looks at the group's committed offsets
 REBALANCE_TIMEOUT = 20.0  # seconds; below request_timeout_ms (40 s), or rejoin storms follow
+# While a rebalance lasts the whole group stands still: it waits for the last member to learn of it,
+# by a heartbeat, and to finish what it has in hand.
 HEARTBEATS_PER_SESSION = 3
+HEARTBEAT = 1.0  # seconds between two, at most
+REVOKE_BUDGET = 3.0  # seconds; far longer than a batch takes on a store that is well
 
 
 CAUSES: dict[str, Cause] = {
@@ -109,7 +114,9 @@ def client_options(session_timeout_ms: int) -> dict[str, object]:
         "partition_assignment_strategy": (RoundRobinPartitionAssignor,),  # two hang start()
         "rebalance_timeout_ms": int(REBALANCE_TIMEOUT * 1000),
         "session_timeout_ms": session_timeout_ms,
-        "heartbeat_interval_ms": session_timeout_ms // HEARTBEATS_PER_SESSION,
+        "heartbeat_interval_ms": min(
+            session_timeout_ms // HEARTBEATS_PER_SESSION, int(HEARTBEAT * 1000)
+        ),
     }
 
 
@@ -134,7 +141,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         letters: Letters,
         breaker: Breaker,
         batch_size: int,
-        session_timeout: float,
         watchdog: Watchdog,
         stalled_after: float,
         health: Health,
@@ -147,14 +153,13 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._letters = letters
         self._breaker = breaker
         self._batch_size = batch_size
-        # What a revocation may take: the broker learns of its end by the next heartbeat.
-        self._revoke_budget = REBALANCE_TIMEOUT - session_timeout / HEARTBEATS_PER_SESSION - 1
         self._watchdog = watchdog
         self._stalled_after = stalled_after
         self._health, self._metrics = health, health.metrics
         self._lag = Lag(health.metrics)
         self._trace = trace
         self._stop = stop
+        self._polling: asyncio.Timeout | None = None
         self._work: asyncio.Task[None] | None = None
         self._ahead: Batch | None = None  # fetched, and not begun
         self._step = ""
@@ -164,11 +169,20 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def run(self, drain: Drain | None = None) -> None:
         """Work until `stop` is set, or until what there was to drain is done."""
+        stopping = asyncio.create_task(self._limit_the_last_poll(), name="last-poll")
+        try:
+            await self._work_until_stopped(drain)
+        finally:
+            stopping.cancel()
+
+    async def _work_until_stopped(self, drain: Drain | None) -> None:
         while not self._stop.is_set():
             batch = await self._next()
             self._watchdog.step()
             if batch:
                 await self._see_through(batch)
+            if self._stop.is_set():
+                return
             if not batch or time.monotonic() - self._looked > LOOK_AROUND:
                 await self._look_around()
             if drain is not None and await drain.done():
@@ -195,9 +209,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
         try:
             with kafka.translated("reading records"):
-                polled: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
-                    timeout_ms=int(seconds * 1000), max_records=self._batch_size
-                )
+                polled = await self._getmany(seconds)
         except NoOffsetForPartitionError as error:
             await self._begin(error.args[0])
         except OffsetOutOfRangeError as error:
@@ -208,6 +220,25 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         else:
             return polled
         return {}
+
+    async def _getmany(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord]]:
+        try:
+            async with asyncio.timeout(LAST_POLL if self._stop.is_set() else None) as self._polling:
+                polled: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
+                    timeout_ms=int(seconds * 1000), max_records=self._batch_size
+                )
+                return polled
+        except TimeoutError:
+            if self._polling is None or not self._polling.expired():
+                raise
+            return {}
+        finally:
+            self._polling = None
+
+    async def _limit_the_last_poll(self) -> None:
+        await self._stop.wait()
+        if self._polling is not None:
+            self._polling.reschedule(asyncio.get_running_loop().time() + LAST_POLL)
 
     async def _begin(self, tp: TopicPartition) -> None:
         """A group that never committed here starts at the beginning."""
@@ -528,10 +559,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         """Finish and commit the batch in flight within the budget, or abandon it."""
         self._ahead = None  # who gets the partitions reads on from what is committed
         if self._work is not None and not self._work.done():
-            budget = 0 if self._health.held else self._revoke_budget
+            budget = 0 if self._health.held else REVOKE_BUDGET
             await asyncio.wait({self._work}, timeout=budget)
-            self._abandoned = not self._work.done()
             await self._end_work()
+        self._abandoned = True  # positions are another's to commit, until the next assignment
         self._committed.clear()
         self._lag.forget()
         self._health.revoked()

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
@@ -24,6 +24,7 @@ from tests.chaos.nursery import Member, Nursery
 from tests.eventually import eventually
 from tests.kafka import Kafka, Topics
 from tests.oracle import Fields
+from worker.errors import TransientError
 from worker.stores import open_store
 
 SESSION = 1_500  # milliseconds; a dead member blocks its group until its session ends
@@ -78,6 +79,7 @@ class Run:
             "LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS": str(SESSION),
             "LAST_SYNC_STORE_URL": store,
         }
+        self.enough = asyncio.Event()  # publishers end, whatever was wanted
 
     @property
     def store(self) -> str:
@@ -110,6 +112,7 @@ class Run:
         producer = AIOKafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=2)
         await producer.start()
         try:
+            items = takewhile(lambda _: not self.enough.is_set(), items)
             due = time.monotonic()
             while chunk := list(islice(items, CHUNK)):
                 due += pause
@@ -135,15 +138,18 @@ class Run:
     # --- looking on ----------------------------------------------------------------------------
 
     async def observe(self) -> None:
-        """Note what changed in the store, again and again, until cancelled."""
+        """Note what changed in the store, while it answers, again and again until cancelled."""
         seen: dict[str, Fields] = {}
         async with open_store(self.store) as store:
             while True:
-                now = {found.id: dict(found.fields) async for found in store.connectors()}
+                await asyncio.sleep(LOOK)
+                try:
+                    now = {found.id: dict(found.fields) async for found in store.connectors()}
+                except TransientError:
+                    continue
                 changed = {name: fields for name, fields in now.items() if seen.get(name) != fields}
                 self.history.add([Read(connectors=changed)])
                 seen = now
-                await asyncio.sleep(LOOK)
 
     async def handled(self) -> int:
         """How many records the group has committed."""

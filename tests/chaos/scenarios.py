@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.brokers import BrokerFactory
-from tests.chaos import bugs, crashes, floods, kills, shutdowns
+from tests.chaos import bugs, crashes, floods, kills, rebalances, shutdowns, store_faults
 from tests.chaos.checker import KINDS
 from tests.chaos.rig import Result, Rig
 from tests.conftest import upgrade
@@ -28,11 +28,15 @@ class Sizes:
     crashes: int = 3  # at each point, on each store
     shutdowns: int = 20  # in each situation
     poison: int = 10_000  # records of each flood
+    rebalances: int = 50  # members that join and leave
+    outages: int = 60  # seconds; faults of stores that last longer are left out
     seed: int = 1
 
 
 WHOLE = Sizes()
-SLICE = Sizes(events=20_000, kills=15, crashes=1, shutdowns=1, poison=3_000)
+SLICE = Sizes(
+    events=20_000, kills=15, crashes=1, shutdowns=1, poison=3_000, rebalances=2, outages=10
+)
 
 
 def scenarios(
@@ -42,6 +46,14 @@ def scenarios(
     loop = partial(kills.kill_loop, rig, events=sizes.events, kills=sizes.kills)
     yield "kills-sqlite", partial(loop, "sqlite", workers=1, seed=sizes.seed)
     yield "kills-postgresql", partial(loop, "postgresql", workers=3, seed=sizes.seed)
+    yield "rebalances", partial(rebalances.storm, rig, rounds=sizes.rebalances, seed=sizes.seed)
+    for name, fault in store_faults.POSTGRESQL.items():
+        if fault.seconds <= sizes.outages:
+            make = partial(store_faults.postgresql, rig, name, servers)
+            yield f"postgresql-{name}", make
+    for name, fault in store_faults.ELASTICSEARCH.items():
+        if fault.seconds <= sizes.outages:
+            yield f"elasticsearch-{name}", partial(store_faults.elasticsearch, rig, name)
     rounds = sizes.shutdowns
     yield "shutdown-broker-dead", partial(_shutdown_without_broker, rig, brokers, rounds)
     yield "shutdown-store-dead", partial(_shutdown_without_store, rig, servers, rounds)

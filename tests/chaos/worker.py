@@ -53,6 +53,9 @@ class Faults:
     nth: int = 1
     bug: str = ""
     slow: float = 0.0  # seconds that the store takes longer
+    journal: bool = False  # tell on stdout what is done for which partition, in which epoch
+    client: AIOKafkaConsumer | None = None
+    polled: dict[Any, Any] = field(default_factory=dict)  # what the store's batch is made of
     in_hand: bool = False  # a batch was applied and is not committed
     applying: int = 0
     handed_out: dict[Any, int] = field(default_factory=dict)
@@ -64,6 +67,19 @@ class Faults:
             self.nth -= 1
             if self.nth == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    @property
+    def epoch(self) -> int:
+        coordinator = self.client and self.client._coordinator  # nothing public tells it
+        return int(coordinator.generation) if coordinator else -1
+
+    def note(self, did: str, offsets: Any, epoch: int | None = None) -> None:
+        """Write a line of the journal; the clock is the machine's, the same for all processes."""
+        if self.journal:
+            epoch = self.epoch if epoch is None else epoch
+            where = {tp.partition: at for tp, at in offsets.items()}
+            line = {"at": time.monotonic(), "did": did, "epoch": epoch, "offsets": where}
+            print(json.dumps(line), flush=True)  # noqa: T201 - this is what stdout is for
 
 
 class Store:
@@ -77,6 +93,7 @@ class Store:
 
     async def apply(self, updates: Sequence[Update]) -> Any:
         faults = self._faults
+        polled, epoch = faults.polled, faults.epoch
         faults.applying += 1
         try:
             await asyncio.sleep(faults.slow)
@@ -85,6 +102,7 @@ class Store:
             outcomes = await self._store.apply(updates)
         finally:
             faults.applying -= 1
+            faults.note("applied", polled, epoch)
         faults.in_hand = True
         faults.reach("after_apply")
         return outcomes
@@ -107,9 +125,12 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         faults.handed_out.clear()
         if faults.applying:
             faults.reach("in_revocation")
+        faults.note("revoking", dict.fromkeys(revoked))
         await self._listener.on_partitions_revoked(revoked)
+        faults.note("revoked", dict.fromkeys(revoked))
 
     async def on_partitions_assigned(self, assigned: set[Any]) -> None:
+        self._faults.note("assigned", dict.fromkeys(assigned))
         await self._listener.on_partitions_assigned(assigned)
 
 
@@ -139,6 +160,9 @@ def _watch_client(faults: Faults) -> None:
         handed = {tp: records[-1].offset + 1 for tp, records in polled.items() if records}
         faults.handed_out.update(handed)
         if handed:
+            first = {tp: records[0].offset for tp, records in polled.items() if records}
+            faults.note("fetched", first)
+            faults.polled = faults.polled if faults.applying else first
             if faults.bug == "commit_before_apply":
                 await commit(client, handed)
             faults.reach("after_poll")
@@ -148,11 +172,14 @@ def _watch_client(faults: Faults) -> None:
         in_hand, faults.in_hand = faults.in_hand, False
         if in_hand:
             faults.reach("before_commit")
+        faults.note("committing", offsets)
         await commit(client, offsets)
+        faults.note("committed", offsets)
         if in_hand:
             faults.reach("after_commit")
 
     def watched_subscribe(client: Any, topics: Any = (), *, listener: Any = None) -> None:
+        faults.client = client
         subscribe(client, topics, listener=Listener(listener, client, faults))
 
     AIOKafkaConsumer.getmany = watched_getmany
@@ -187,10 +214,13 @@ def run(arguments: Sequence[str]) -> NoReturn:
     parser.add_argument("--crash", default="", help=f"{', '.join(POINTS)}; with :N, the Nth time")
     parser.add_argument("--bug", default="", choices=("", *BUGS))
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--journal", action="store_true")
     split = arguments.index("--")
     chosen = parser.parse_args(arguments[:split])
     point, _, nth = chosen.crash.partition(":")
-    install(Faults(crash=point, nth=int(nth or 1), bug=chosen.bug, slow=chosen.slow))
+    faults = Faults(crash=point, nth=int(nth or 1), bug=chosen.bug, slow=chosen.slow)
+    faults.journal = chosen.journal
+    install(faults)
     sys.argv = ["last-sync", *arguments[split + 1 :]]
     cli.main()
 

@@ -169,7 +169,6 @@ async def consume(
             letters=letters,
             breaker=_breaker(settings),
             batch_size=settings.batch_size,
-            session_timeout=settings.kafka_session_timeout_ms / 1000,
             watchdog=watchdog,
             stalled_after=settings.watchdog_seconds,
             health=health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop),
@@ -177,8 +176,9 @@ async def consume(
             stop=stop,
         )
         client.subscribe([settings.kafka_topic], listener=loop)
-        await kafka.start(client, settings, timeout=JOIN_TIMEOUT)
-        stack.push_async_callback(kafka.stop, client)
+        stack.push_async_callback(kafka.leave, client)
+        if not await _joined(client, settings, stop):
+            return
         log.info(
             "worker.started",
             topic=settings.kafka_topic,
@@ -186,6 +186,24 @@ async def consume(
             store=store.store_id,
         )
         await loop.run(await _drain(stack, settings, client) if drain else None)
+
+
+async def _joined(client: AIOKafkaConsumer, settings: Settings, stop: asyncio.Event) -> bool:
+    """Whether the group let this member in before it was told to stop."""
+    joining = asyncio.create_task(
+        kafka.start(client, settings, timeout=JOIN_TIMEOUT), name="kafka-start"
+    )
+    wish = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({joining, wish}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wish.cancel()
+        joining.cancel()
+        await asyncio.wait({joining})
+    if joining.cancelled():
+        return False
+    joining.result()
+    return True
 
 
 def _breaker(settings: Settings) -> Breaker:
