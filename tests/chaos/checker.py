@@ -53,7 +53,7 @@ def check(
 ) -> Verdict:
     verdict = Verdict(events=len(sent), letters=len(letters))
     known = set(registered)
-    _check_letters(verdict, _expected_letters(sent, known), letters)
+    _check_letters(verdict, expected_letters(sent, known), letters)
     events = [entry.event for entry in sent if entry.event and entry.event["connector_id"] in known]
     _check_store(verdict, _claims(events), known, reads)
     return verdict
@@ -62,7 +62,7 @@ def check(
 # --- letters -----------------------------------------------------------------------------------
 
 
-def _expected_letters(sent: Iterable[Sent], registered: set[str]) -> dict[Origin, Letter]:
+def expected_letters(sent: Iterable[Sent], registered: set[str]) -> dict[Origin, Letter]:
     expected = {}
     for entry in sent:
         reason = entry.reason

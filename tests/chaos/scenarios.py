@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.brokers import BrokerFactory
-from tests.chaos import bugs, crashes, floods, kills, shutdowns
+from tests.chaos import broker_faults, bugs, crashes, floods, kills, shutdowns, topic_faults
 from tests.chaos.checker import KINDS
 from tests.chaos.rig import Result, Rig
 from tests.conftest import upgrade
@@ -42,6 +42,12 @@ def scenarios(
     loop = partial(kills.kill_loop, rig, events=sizes.events, kills=sizes.kills)
     yield "kills-sqlite", partial(loop, "sqlite", workers=1, seed=sizes.seed)
     yield "kills-postgresql", partial(loop, "postgresql", workers=3, seed=sizes.seed)
+    for name in broker_faults.FAULTS:
+        yield name, partial(broker_faults.broker_fault, rig, brokers, name)
+    yield "letters-forbidden", partial(topic_faults.forbidden, rig, brokers)
+    yield "letters-refused", partial(topic_faults.refused, rig)
+    yield "offsets-cut-off", partial(topic_faults.cut_off, rig, brokers)
+    yield "offsets-deleted", partial(topic_faults.deleted, rig)
     rounds = sizes.shutdowns
     yield "shutdown-broker-dead", partial(_shutdown_without_broker, rig, brokers, rounds)
     yield "shutdown-store-dead", partial(_shutdown_without_store, rig, servers, rounds)

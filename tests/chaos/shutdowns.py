@@ -126,7 +126,7 @@ def without_broker(broker: Broker) -> Situation:
             yield [worker]
         finally:
             await asyncio.to_thread(broker.start)
-            await _answers(run.handled)
+            await answers(run.handled)
 
     return situation
 
@@ -146,7 +146,7 @@ def without_store(server: PostgresServer) -> Situation:
     return situation
 
 
-async def _answers(ask: Callable[[], Awaitable[object]]) -> None:
+async def answers(ask: Callable[[], Awaitable[object]]) -> None:
     """Return once the broker that was killed serves the group again."""
 
     async def answered() -> bool:

@@ -10,7 +10,19 @@ from tests.postgres import PostgresFactory
 
 @pytest.mark.timeout(180)  # half a minute where a machine has nothing else to do
 @pytest.mark.parametrize(
-    "group", ["kills", "crashes", "shutdown", "poison", "unknown", "bisection", "bug", "without"]
+    "group",
+    [
+        "kills",
+        "crashes",
+        "shutdown",
+        "poison",
+        "unknown",
+        "bisection",
+        "network-resets",
+        "offsets-deleted",
+        "bug",
+        "without",
+    ],
 )
 async def test_nothing_is_lost_and_every_seeded_bug_is_found_out(
     rig: Rig, brokers: BrokerFactory, postgres_servers: PostgresFactory, group: str
