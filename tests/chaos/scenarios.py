@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.brokers import BrokerFactory
-from tests.chaos import broker_faults, bugs, crashes, floods, kills, shutdowns, topic_faults
+from tests.chaos import (
+    broker_faults,
+    bugs,
+    crashes,
+    floods,
+    full_disk,
+    kills,
+    shutdowns,
+    topic_faults,
+)
 from tests.chaos.checker import KINDS
 from tests.chaos.rig import Result, Rig
 from tests.conftest import upgrade
@@ -44,6 +53,7 @@ def scenarios(
     yield "kills-postgresql", partial(loop, "postgresql", workers=3, seed=sizes.seed)
     for name in broker_faults.FAULTS:
         yield name, partial(broker_faults.broker_fault, rig, brokers, name)
+    yield full_disk.NAME, partial(full_disk.full, rig, brokers)
     yield "letters-forbidden", partial(topic_faults.forbidden, rig, brokers)
     yield "letters-refused", partial(topic_faults.refused, rig)
     yield "offsets-cut-off", partial(topic_faults.cut_off, rig, brokers)
