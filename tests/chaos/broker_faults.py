@@ -24,17 +24,17 @@ from tests.probes import Probes
 from tests.proxy import Proxy
 
 MIX = Mix(connectors=300, poison=0.05, unknown=0.02)
-RATE = 150  # records a second
-FEW = 5  # records that a publisher sends at once, so that they come without a pause
+RATE = 100  # records a second
+FEW = 20  # records that a publisher sends at once, so that they come without a pause
 PARTITIONS = 4
 AFTER = 600  # records that are sent when all is well again
 SEND_TIMEOUT = 5.0  # seconds; what a publisher gives up may be in the topic or not
-SLOW = "0.1"  # seconds that the store takes longer, so that mostly a batch is in hand
+SLOW = "0.3"  # seconds that the store takes longer, so that mostly a batch is in hand
 BEHIND_PROXY = "PROXIED"
-UNREADY = 25.0  # seconds until the worker has to show that it feels it
-GOES_ON = 60.0  # seconds until it has to work again
+PATIENCE = 90.0  # seconds for whatever has to show; machines are busy
 
 LATENCY = 0.4  # seconds, each way
+DELAYED = 12.0  # seconds, at least
 BLACK_HOLE = 30.0  # seconds
 FROZEN = 15.0  # seconds; ten sessions
 AWAY = 5.0  # seconds between the death of a broker and its next start
@@ -56,11 +56,11 @@ class Stage:
         return self.worker.stderr.count(f'"{event}"')
 
     async def more(self, event: str, than: int) -> None:
-        await eventually(lambda: self.count(event) > than, GOES_ON)
+        await eventually(lambda: self.count(event) > than, PATIENCE)
 
     async def unready(self) -> str:
         """Wait until probes are told that the brokers are the trouble."""
-        return await self.probes.becomes("/readyz", 503, "Kafka", UNREADY)
+        return await self.probes.becomes("/readyz", 503, "Kafka", PATIENCE)
 
     def batches(self, since: int) -> list[dict[str, Any]]:
         lines = self.worker.stderr[since:].splitlines()
@@ -81,7 +81,7 @@ async def broker_fault(rig: Rig, brokers: BrokerFactory, name: str) -> Result:
         run, records = stage.run, round(RATE * fault.seconds)
         publishing = asyncio.create_task(run.publish(records, seconds=fault.seconds))
         try:
-            await stage.worker.says("batch.done")
+            await stage.worker.says("batch.done", PATIENCE)
             felt = await fault.strike(stage)
             lifted = time.monotonic()
             await stage.more("batch.done", stage.count("batch.done"))
@@ -92,7 +92,7 @@ async def broker_fault(rig: Rig, brokers: BrokerFactory, name: str) -> Result:
             await asyncio.wait({publishing})
         await answers(run.handled)
         await run.publish(AFTER, seed=2)
-        await run.drained()
+        await run.drained(PATIENCE)
         problems = await _survived(stage)
         facts.append(f"{stage.count('partitions.assigned') - 1} rebalances")
         facts.append(f"{len(run.unsure)} sends failed")
@@ -132,7 +132,7 @@ async def _staged(
 
 async def _survived(stage: Stage) -> list[str]:
     """It is ready again, and ends as it should when it is told to."""
-    await stage.probes.becomes("/readyz", 200)
+    await stage.probes.becomes("/readyz", 200, timeout=PATIENCE)
     stage.worker.signal(signal.SIGTERM)
     code = await stage.worker.ended()
     return [f"exit code {code}: {stage.worker.tail}"] if code else []
@@ -142,9 +142,10 @@ async def _survived(stage: Stage) -> list[str]:
 
 
 async def _latency(stage: Stage) -> str:
-    before = len(stage.worker.stderr)
+    before, done = len(stage.worker.stderr), stage.count("batch.done")
     stage.proxy.latency = LATENCY
-    await asyncio.sleep(12)
+    await asyncio.sleep(DELAYED)
+    await stage.more("batch.done", done + 1)
     stage.proxy.latency = 0
     batches = stage.batches(before)
     slowest = max((batch["commit_s"] for batch in batches), default=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.brokers import Broker, BrokerFactory, DockerBroker
-from tests.chaos.broker_faults import AFTER, MIX, PARTITIONS, SLOW
+from tests.chaos.broker_faults import AFTER, MIX, PARTITIONS, PATIENCE, SLOW
 from tests.chaos.nursery import Member
 from tests.chaos.rig import Result, Rig, Run, running
 from tests.chaos.shutdowns import answers
@@ -18,7 +18,7 @@ from tests.probes import Probes
 NAME = "letters-disk-full"
 SIZE = "24m"
 RECORDS = 3_000  # with batches of BATCH, more than the worker can do before the disk is full
-BATCH = 20
+BATCH = 50
 BLOCK = bytes(4_096)
 FILLER = "filler"
 HELD = 10.0  # seconds
@@ -69,9 +69,9 @@ async def _full(run: Run, broker: Broker, disks: Sequence[Path]) -> Result:
     disk, probes = await _disk_to_fill(run, disks), Probes()
     await run.publish(RECORDS)
     worker = run.worker("--slow", SLOW, LAST_SYNC_BATCH_SIZE=str(BATCH), **probes.env)
-    await worker.says("dead_letter.written")
+    await worker.says("dead_letter.written", PATIENCE)
     await asyncio.to_thread(_fill, disk)
-    await probes.becomes("/readyz", 503, "dead_letter_topic", 60)
+    await probes.becomes("/readyz", 503, "dead_letter_topic", PATIENCE)
     handled = await run.handled()
     await asyncio.sleep(HELD)
     assert NO_SPACE in broker.log()
@@ -80,7 +80,7 @@ async def _full(run: Run, broker: Broker, disks: Sequence[Path]) -> Result:
     await asyncio.to_thread(broker.restart)
     await answers(run.handled)
     await run.publish(AFTER, seed=2)
-    await run.drained()
+    await run.drained(PATIENCE)
     problems = await _ended(worker, probes) + await run.read_back()
     facts = f"a disk was full, held at {handled} of {RECORDS} records, unready, until it had room"
     return Result(name=NAME, verdict=await run.verdict(), facts=facts, problems=problems)
@@ -112,7 +112,7 @@ def _fill(disk: Path) -> None:
 
 
 async def _ended(worker: Member, probes: Probes) -> list[str]:
-    await probes.becomes("/readyz", 200)
+    await probes.becomes("/readyz", 200, timeout=PATIENCE)
     worker.signal(signal.SIGTERM)
     code = await worker.ended()
     return [f"exit code {code}: {worker.tail}"] if code else []

@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 )
 
 from tests.brokers import Broker, BrokerFactory
-from tests.chaos.broker_faults import MIX, PARTITIONS
+from tests.chaos.broker_faults import MIX, PARTITIONS, PATIENCE
 from tests.chaos.checker import expected_letters
 from tests.chaos.nursery import Member
 from tests.chaos.rig import Result, Rig, Run, running
@@ -82,8 +82,8 @@ async def cut_off(rig: Rig, brokers: BrokerFactory) -> Result:
 async def _cut_off(run: Run, broker: Broker) -> Result:
     await run.publish(FIRST)
     worker = run.worker()
-    await worker.says("batch.done")
-    await run.drained()
+    await worker.says("batch.done", PATIENCE)
+    await run.drained(PATIENCE)
     before = await run.kafka.end_offsets(run.topics.source)
     await asyncio.to_thread(_lose_ends, broker, run.topics.source)
     problems = await _stopped(worker, OFFSETS_LOST, "offsets lost")
@@ -181,8 +181,8 @@ async def _unwritable(run: Run, spoil: Step, mend: Step, words: str) -> Result:
     """Good letters first; then poison arrives, and its letters cannot be written."""
     await run.publish(FIRST)
     worker = run.worker()
-    await worker.says("batch.done")
-    await run.drained()
+    await worker.says("batch.done", PATIENCE)
+    await run.drained(PATIENCE)
     letters = len(await run.letters())
     await spoil()
     await run.publish(SECOND, seed=2)
@@ -249,6 +249,6 @@ async def _stops(run: Run, code: int, words: str) -> list[str]:
 
 
 async def _stopped(worker: Member, code: int, words: str) -> list[str]:
-    ended = await worker.ended(60)
+    ended = await worker.ended(PATIENCE)
     said = worker.stderr.splitlines()[-1]
     return [] if ended == code and words in said else [f"exit code {ended}: {said}"]
