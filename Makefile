@@ -30,7 +30,7 @@ test: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests, on a real Kafka (mi
 test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-chaos: $(VENV)/dev.stamp  ## kills, crashes, floods and shutdowns, with a checker (10 minutes)
+chaos: $(VENV)/dev.stamp  ## kills, crashes, floods, shutdowns and broken brokers, with a checker (15 minutes)
 	$(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
 
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker

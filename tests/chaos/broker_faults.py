@@ -94,8 +94,8 @@ async def broker_fault(rig: Rig, brokers: BrokerFactory, name: str) -> Result:
         await run.publish(AFTER, seed=2)
         await run.drained(PATIENCE)
         problems = await _survived(stage)
-        facts.append(f"{stage.count('partitions.assigned') - 1} rebalances")
-        facts.append(f"{len(run.unsure)} sends failed")
+        facts.append(f"rebalances: {stage.count('partitions.assigned') - 1}")
+        facts.append(f"sends that failed: {len(run.unsure)}")
         problems += await run.read_back()
         verdict = await run.verdict()
         return Result(name=name, verdict=verdict, facts="; ".join(facts), problems=problems)
@@ -245,7 +245,7 @@ def _missed(stage: Stage, before: int) -> str:
     starts, waited = stage.broker.log().count(STARTED), stage.worker.stderr[before:]
     assert starts == 2, f"{starts} starts of the broker"
     assert '"waiting_for"' in waited, f"the worker did not wait: {waited[-1500:]}"
-    return f"{waited.count('waiting_for')} attempts of the worker failed meanwhile"
+    return f"the worker said {waited.count('waiting_for')} times what it waits for"
 
 
 FAULTS = {
