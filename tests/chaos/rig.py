@@ -70,6 +70,7 @@ class Run:
         self.kafka, self.topics = Kafka(bootstrap), Topics.unique()
         self.registered = mix.registered
         self.send_timeout, self.chunk = PATIENCE, CHUNK
+        self.enough = False  # ends what is being published
         self.unsure: list[Item] = []  # sent, and the brokers did not say what became of it
         self.history = History(rig.folder / f"{name}.history.jsonl")
         self.environ = {
@@ -122,7 +123,7 @@ class Run:
         await producer.start()
         try:
             due = time.monotonic()
-            while chunk := list(islice(items, self.chunk)):
+            while not self.enough and (chunk := list(islice(items, self.chunk))):
                 due += pause
                 await self._send(producer, chunk)
                 await asyncio.sleep(max(0, due - time.monotonic()))
