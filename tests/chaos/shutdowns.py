@@ -17,7 +17,7 @@ from tests.postgres import PostgresServer
 
 MIX = Mix(connectors=200)
 DEADLINE = 10.0  # seconds
-FROZEN_SESSION = "8000"  # milliseconds, longer than a worker waits for its own end
+FROZEN_SESSION = "9500"  # milliseconds, longer than a worker waits for its own end
 PER_ROUND = 400  # records
 
 Situation = Callable[[Run], AbstractAsyncContextManager[list[Member]]]
