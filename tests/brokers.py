@@ -5,6 +5,7 @@
 
 import contextlib
 import gc
+import io
 import os
 import re
 import secrets
@@ -13,13 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import docker  # type: ignore[import-untyped]
@@ -35,6 +37,7 @@ STOP_TIMEOUT = 15.0  # seconds
 FETCH_TIMEOUT = 600.0  # seconds
 STARTED = "Kafka Server started"  # the broker's own words, once it answers clients
 OLDEST_JAVA = 17
+CONTAINER_DATA = "/tmp/kafka-data"
 HEAP = "-Xmx512m"
 JVM_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 LOG_OPTIONS = (
@@ -157,6 +160,10 @@ class Broker(ABC):
         """All that the broker has said since it was made."""
 
     @abstractmethod
+    def alter(self, pattern: str, change: Callable[[bytes], bytes]) -> int:
+        """Change files of a broker that is down, below its data folder; tell how many they were."""
+
+    @abstractmethod
     def tool(self, main: str, *arguments: str) -> str:
         """Return what one of Kafka's own command line tools prints, `main` being its Java class."""
 
@@ -224,12 +231,19 @@ class JarBroker(Broker):
         self._java = (java, HEAP, *JVM_OPTIONS, *LOG_OPTIONS, "-cp", str(jars / "*"))
         self._home = Path(tempfile.mkdtemp(prefix="last-sync-broker-"))
         self._log = self._home / "broker.log"
+        self._data = self._home / "data"
         self._config = self._home / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
         self._leash: subprocess.Popen[bytes] | None = None
 
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def alter(self, pattern: str, change: Callable[[bytes], bytes]) -> int:
+        files = list(self._data.glob(pattern))
+        for path in files:
+            path.write_bytes(change(path.read_bytes()))
+        return len(files)
 
     def tool(self, main: str, *arguments: str) -> str:
         return _output([*self._java, main, *arguments])
@@ -252,7 +266,7 @@ class JarBroker(Broker):
         self._leash = leash('kill -9 "$1"; rm -rf "$2"', str(self._process.pid), str(self._home))
 
     def _format(self) -> None:
-        configuration = self._configuration(bind=HOST, data=str(self._home / "data"))
+        configuration = self._configuration(bind=HOST, data=str(self._data))
         lines = (f"{name}={value}" for name, value in configuration.items())
         self._config.write_text("\n".join(lines) + "\n")
         storage = ("format", "-t", cluster_id(), "-c", str(self._config))
@@ -287,6 +301,22 @@ class DockerBroker(Broker):
     def log(self) -> str:
         return "" if self._container is None else str(self._container.logs(), errors="replace")
 
+    def alter(self, pattern: str, change: Callable[[bytes], bytes]) -> int:
+        chunks, _ = self._container.get_archive(CONTAINER_DATA)
+        altered, done = io.BytesIO(), 0
+        with (
+            tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as found,
+            tarfile.open(fileobj=altered, mode="w") as back,
+        ):
+            for member in found:
+                name = PurePosixPath(member.name)
+                if (file := found.extractfile(member)) and name.match(f"*/{pattern}"):
+                    data = change(file.read())
+                    member.size, done = len(data), done + 1
+                    back.addfile(member, io.BytesIO(data))
+        self._container.put_archive(str(PurePosixPath(CONTAINER_DATA).parent), altered.getvalue())
+        return done
+
     def tool(self, main: str, *arguments: str) -> str:
         command = ["/opt/kafka/bin/kafka-run-class.sh", main, *arguments]
         code, output = self._container.exec_run(command)
@@ -317,7 +347,7 @@ class DockerBroker(Broker):
         )
 
     def _environment(self) -> dict[str, str]:
-        configuration = self._configuration(bind="0.0.0.0", data="/tmp/kafka-data")
+        configuration = self._configuration(bind="0.0.0.0", data=CONTAINER_DATA)
         names = {
             name: "KAFKA_" + name.replace("_", "__").replace("-", "___").replace(".", "_").upper()
             for name in configuration

@@ -12,7 +12,7 @@ from tests.brokers import HOST, free_port
 CHUNK = 65_536  # bytes
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST
 
-Mode = Literal["pass", "black_hole", "half_open", "reset", "refuse"]
+Mode = Literal["pass", "black_hole", "half_open", "forget", "reset", "refuse"]
 
 
 class Proxy:
@@ -23,10 +23,12 @@ class Proxy:
     - `pass`: all is well; what a black hole held back arrives now
     - `black_hole`: connections open and stay open, and nothing passes, in neither direction
     - `half_open`: requests arrive and their answers are lost
+    - `forget`: the same for the connections that are open now, for good; new ones pass
     - `reset`: every connection is reset, also each new one
     - `refuse`: the same, and nobody listens at the port
 
-    `latency` (seconds) delays each chunk, in both directions.
+    `latency` (seconds) delays each chunk, in both directions. `passed` and `lost` count bytes,
+    `resets` the clients' connections that were reset.
     """
 
     def __init__(self, target: str, *, port: int | None = None) -> None:
@@ -35,14 +37,20 @@ class Proxy:
         self.port = port or free_port()
         self.latency = 0.0
         self.mode: Mode = "pass"
+        self.passed = self.lost = self.resets = 0
         self._flowing = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
 
     @property
     def address(self) -> str:
         return f"{HOST}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        return len(self._handlers)
 
     async def __aenter__(self) -> Self:
         await self.switch("pass")
@@ -60,7 +68,10 @@ class Proxy:
             self._flowing.clear()
         else:
             self._flowing.set()
+        if mode == "forget":
+            self._forgotten |= self._open
         if mode in {"reset", "refuse"}:
+            self.resets += self.connections
             self._reset_all()
         await self._listen(on=mode != "refuse")
 
@@ -93,6 +104,7 @@ class Proxy:
             raise
         finally:
             self._open.discard(writer)
+            self._forgotten.discard(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handler = asyncio.current_task()
@@ -119,8 +131,10 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool
     ) -> None:
         while data := await self._read(reader):
-            if answers and self.mode == "half_open":
+            if answers and (self.mode == "half_open" or writer in self._forgotten):
+                self.lost += len(data)
                 continue
+            self.passed += len(data)
             writer.write(data)
             await writer.drain()
         writer.write_eof()

@@ -48,6 +48,7 @@ LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance 
 SLOW = 3.0  # seconds after which a batch in flight counts as held and polling goes on without it
 COMMIT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 5.0  # seconds
+GLANCE = 2.0  # seconds that a look may keep records waiting
 LOOK_AROUND = 5.0  # seconds between looks at the end of the topic
 DRAIN_CHECK = 0.3  # seconds between looks at the group's committed offsets
 REBALANCE_TIMEOUT = 20.0  # seconds; below request_timeout_ms (40 s), or rejoin storms follow
@@ -184,7 +185,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             if self._stop.is_set():
                 return
             if not batch or time.monotonic() - self._looked > LOOK_AROUND:
-                await self._look_around()
+                await self._look_around(GLANCE if batch else REQUEST_TIMEOUT)
             if drain is not None and await drain.done():
                 return
 
@@ -484,7 +485,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     # --- nothing to do -----------------------------------------------------------------------
 
-    async def _look_around(self) -> None:
+    async def _look_around(self, patience: float) -> None:
         """Commit positions that moved without a record (transaction markers), and look around."""
         positions = await self._positions()
         moved = {tp: at for tp, at in positions.items() if self._committed.get(tp) != at}
@@ -494,8 +495,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             except TransientError as error:
                 log.warning("commit.failed", error=str(error))
         if time.monotonic() - self._looked > LOOK_AROUND:
-            self._looked = time.monotonic()
-            await self._look_at_the_end(positions)
+            await self._look_at_the_end(positions, patience)
+            self._looked = time.monotonic()  # a look that took long is not due again at once
 
     async def _positions(self) -> dict[TopicPartition, int]:
         """Where the next batch begins, for the partitions of which that is known by now."""
@@ -510,11 +511,16 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             positions |= {tp: record.offset for tp, record in self._ahead.first.items()}
         return positions
 
-    async def _look_at_the_end(self, positions: Mapping[TopicPartition, int]) -> None:
-        """A consumer may stay silent after an outage of the whole cluster: notice it."""
+    async def _look_at_the_end(
+        self, positions: Mapping[TopicPartition, int], patience: float
+    ) -> None:
+        """A consumer may stay silent after an outage of the whole cluster: notice it.
+
+        One partition without a leader keeps the answer for all of them away.
+        """
         try:
             with kafka.translated("asking for the end of the topic"):
-                async with asyncio.timeout(REQUEST_TIMEOUT):
+                async with asyncio.timeout(patience):
                     ends = await self._client.end_offsets(list(positions) or self._any_partition())
         except (TransientError, IllegalStateError) as error:
             self._health.hold("broker", str(error))

@@ -6,6 +6,7 @@ code is 1 when anything in it is not 0.
 
 import argparse
 import asyncio
+import logging
 import os
 import shutil
 import sys
@@ -42,6 +43,7 @@ def main() -> None:
     if chosen.keep and chosen.keep.exists():
         parser.error(f"--keep {chosen.keep}: it is there already; name a new folder")
     began = time.monotonic()
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # of brokers that are away
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f}  {text}", flush=True)

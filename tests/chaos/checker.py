@@ -76,6 +76,14 @@ def _refusal(entry: Sent, registered: Collection[str]) -> str:
 # --- letters -----------------------------------------------------------------------------------
 
 
+def expected_letters(sent: Iterable[Sent], registered: set[str]) -> dict[Origin, Letter]:
+    return {
+        entry.origin: Letter(origin=entry.origin, reason=reason, digest=entry.digest)
+        for entry in sent
+        if (reason := _refusal(entry, registered))
+    }
+
+
 def _check_letters(
     verdict: Verdict, expected: Mapping[Origin, Letter], letters: Collection[Letter]
 ) -> None:

@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from tests.chaos.checker import Verdict, check
 from tests.chaos.events import Item, Mix, Publisher
@@ -69,6 +70,8 @@ class Run:
         self.rig, self.name, self.mix = rig, name, mix
         self.kafka, self.topics = Kafka(bootstrap), Topics.unique()
         self.registered = mix.registered
+        self.send_timeout, self.chunk = PATIENCE, CHUNK
+        self.unsure: list[Item] = []  # sent, and the brokers did not say what became of it
         self.history = History(rig.folder / f"{name}.history.jsonl")
         self.environ = {
             **{name: value for name, value in os.environ.items() if "LAST_SYNC" not in name},
@@ -101,20 +104,27 @@ class Run:
     async def publish(
         self, wanted: int, *, publishers: int = 3, seed: int = 1, seconds: float = 0
     ) -> None:
-        """Send this many records, as fast as can be or spread over that many seconds."""
+        """Send this many records, as fast as can be or spread over that many seconds.
+
+        What fails is `unsure`, and not sent again.
+        """
         async with asyncio.TaskGroup() as group:
             for number in range(publishers):
                 share = (wanted + number) // publishers
                 items = Publisher(self.mix, number, seed).items(share)
-                group.create_task(self._publish(items, seconds * CHUNK / share))
+                group.create_task(self._publish(items, seconds * self.chunk / share))
 
     async def _publish(self, items: Iterator[Item], pause: float) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=2)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.kafka.bootstrap,
+            acks="all",
+            linger_ms=2,
+            request_timeout_ms=int(self.send_timeout * 1000),
+        )
         await producer.start()
         try:
-            items = takewhile(lambda _: not self.enough.is_set(), items)
             due = time.monotonic()
-            while chunk := list(islice(items, CHUNK)):
+            while not self.enough.is_set() and (chunk := list(islice(items, self.chunk))):
                 due += pause
                 await self._send(producer, chunk)
                 await asyncio.sleep(max(0, due - time.monotonic()))
@@ -122,17 +132,21 @@ class Run:
             await producer.stop()
 
     async def _send(self, producer: AIOKafkaProducer, chunk: Sequence[Item]) -> None:
-        topic = self.topics.source
-        promised = [await producer.send(topic, item.value, key=item.key) for item in chunk]
-        done = await asyncio.gather(*promised)
-        self.history.add(
-            Sent(
-                origin=(one.topic, one.partition, one.offset),
-                event=item.event,
-                reason=item.reason,
-                digest=digest(item.value),
-            )
-            for item, one in zip(chunk, done, strict=True)
+        done = await asyncio.gather(*(self._sent(producer, item) for item in chunk))
+        self.history.add(filter(None, done))
+
+    async def _sent(self, producer: AIOKafkaProducer, item: Item) -> Sent | None:
+        try:
+            promised = await producer.send(self.topics.source, item.value, key=item.key)
+            one = await promised
+        except KafkaError:
+            self.unsure.append(item)
+            return None
+        return Sent(
+            origin=(one.topic, one.partition, one.offset),
+            event=item.event,
+            reason=item.reason,
+            digest=digest(item.value),
         )
 
     # --- looking on ----------------------------------------------------------------------------
@@ -189,8 +203,26 @@ class Run:
         if code or await self.lag():
             raise AssertionError(f"the drain ended with {code}: {worker.tail}")
 
+    async def read_back(self) -> list[str]:
+        """Note records that the brokers keep and did not acknowledge; give those that are gone."""
+        sent, unsure = self.history.sent(), {digest(item.value): item for item in self.unsure}
+        kept = {
+            (self.topics.source, record.partition or 0, record.offset or 0): digest(record.value)
+            for record in await self.kafka.read_all(self.topics.source)
+        }
+        known = {one.digest: (one.event, one.reason) for one in sent}
+        known |= {key: (item.event, item.reason) for key, item in unsure.items()}
+        unacknowledged = kept.keys() - {one.origin for one in sent}
+        for origin in sorted(unacknowledged):
+            event, reason = known[kept[origin]]
+            self.history.add([Sent(origin=origin, event=event, reason=reason, digest=kept[origin])])
+        self.say(f"{len(unacknowledged)} records kept that were not acknowledged")
+        self.unsure.clear()
+        return [f"gone: {one.origin}" for one in sent if kept.get(one.origin) != one.digest]
+
     async def verdict(self) -> Verdict:
         """Read store and letters as a person would, and check them against the history."""
+        assert not self.unsure, "some records may be in the topic or not: read it back first"
         self.history.add([Read(connectors=await self.listed()), *await self.letters()])
         verdict = await asyncio.to_thread(self._checked)
         self.say(f"{verdict.events} records, {verdict.letters} letters, {verdict.counts}")

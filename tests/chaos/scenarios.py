@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.brokers import BrokerFactory
-from tests.chaos import bugs, crashes, floods, kills, rebalances, shutdowns, store_faults
+from tests.chaos import (
+    broker_faults,
+    bugs,
+    crashes,
+    floods,
+    full_disk,
+    kills,
+    rebalances,
+    shutdowns,
+    store_faults,
+    topic_faults,
+)
 from tests.chaos.checker import KINDS
 from tests.chaos.rig import Result, Rig
 from tests.conftest import upgrade
@@ -47,13 +58,7 @@ def scenarios(
     yield "kills-sqlite", partial(loop, "sqlite", workers=1, seed=sizes.seed)
     yield "kills-postgresql", partial(loop, "postgresql", workers=3, seed=sizes.seed)
     yield "rebalances", partial(rebalances.storm, rig, rounds=sizes.rebalances, seed=sizes.seed)
-    for name, fault in store_faults.POSTGRESQL.items():
-        if fault.seconds <= sizes.outages:
-            make = partial(store_faults.postgresql, rig, name, servers)
-            yield f"postgresql-{name}", make
-    for name, fault in store_faults.ELASTICSEARCH.items():
-        if fault.seconds <= sizes.outages:
-            yield f"elasticsearch-{name}", partial(store_faults.elasticsearch, rig, name)
+    yield from _outages(rig, sizes, brokers, servers)
     rounds = sizes.shutdowns
     yield "shutdown-broker-dead", partial(_shutdown_without_broker, rig, brokers, rounds)
     yield "shutdown-store-dead", partial(_shutdown_without_store, rig, servers, rounds)
@@ -74,6 +79,25 @@ def scenarios(
     for bug in bugs.SUFFERS:
         yield f"bug-{bug}", partial(_bug, rig, bug)
         yield f"without-{bug}", partial(bugs.seeded_bug, rig, bug, present=False)
+
+
+def _outages(
+    rig: Rig, sizes: Sizes, brokers: BrokerFactory, servers: PostgresFactory
+) -> Iterator[tuple[str, Scenario]]:
+    for name, fault in store_faults.POSTGRESQL.items():
+        if fault.seconds <= sizes.outages:
+            make = partial(store_faults.postgresql, rig, name, servers)
+            yield f"postgresql-{name}", make
+    for name, fault in store_faults.ELASTICSEARCH.items():
+        if fault.seconds <= sizes.outages:
+            yield f"elasticsearch-{name}", partial(store_faults.elasticsearch, rig, name)
+    for name in broker_faults.FAULTS:
+        yield name, partial(broker_faults.broker_fault, rig, brokers, name)
+    yield full_disk.NAME, partial(full_disk.full, rig, brokers)
+    yield "letters-forbidden", partial(topic_faults.forbidden, rig, brokers)
+    yield "letters-refused", partial(topic_faults.refused, rig)
+    yield "offsets-cut-off", partial(topic_faults.cut_off, rig, brokers)
+    yield "offsets-deleted", partial(topic_faults.deleted, rig)
 
 
 async def _shutdown_without_broker(rig: Rig, brokers: BrokerFactory, rounds: int) -> Result:

@@ -17,7 +17,7 @@ from tests.postgres import PostgresServer
 
 MIX = Mix(connectors=200)
 DEADLINE = 10.0  # seconds
-FROZEN_SESSION = "8000"  # milliseconds, longer than a worker waits for its own end
+FROZEN_SESSION = "9500"  # milliseconds, longer than a worker waits for its own end
 PER_ROUND = 400  # records
 
 Situation = Callable[[Run], AbstractAsyncContextManager[list[Member]]]
@@ -126,7 +126,7 @@ def without_broker(broker: Broker) -> Situation:
             yield [worker]
         finally:
             await asyncio.to_thread(broker.start)
-            await _answers(run.handled)
+            await answers(run.handled)
 
     return situation
 
@@ -146,7 +146,7 @@ def without_store(server: PostgresServer) -> Situation:
     return situation
 
 
-async def _answers(ask: Callable[[], Awaitable[object]]) -> None:
+async def answers(ask: Callable[[], Awaitable[object]]) -> None:
     """Return once the broker that was killed serves the group again."""
 
     async def answered() -> bool:

@@ -18,6 +18,8 @@ from tests.postgres import PostgresFactory
         "poison",
         "unknown",
         "bisection",
+        "network-resets",
+        "offsets-deleted",
         "bug",
         "without",
         "postgresql-killed rebalances",

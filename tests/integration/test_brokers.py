@@ -59,6 +59,18 @@ async def test_a_frozen_broker_can_be_killed_and_started_again(own_broker: Broke
     await Kafka(own_broker.bootstrap).create(Topics.unique())
 
 
+async def test_a_broker_cuts_garbage_off_its_logs_and_keeps_its_data(own_broker: Broker) -> None:
+    kafka, topics = Kafka(own_broker.bootstrap), Topics.unique()
+    await kafka.create(topics)
+    await kafka.produce(topics.source, [HELLO])
+    await asyncio.to_thread(own_broker.kill)
+    pattern = f"{topics.source}-*/*.log"
+    assert await asyncio.to_thread(own_broker.alter, pattern, lambda log: log + b"garbage" * 9) == 4
+    await asyncio.to_thread(own_broker.start)
+    assert "Corruption found" in own_broker.log()
+    assert [one.value for one in await kafka.read_all(topics.source)] == [HELLO.value]
+
+
 def test_a_broker_that_does_not_start_shows_the_end_of_its_log(brokers: BrokerFactory) -> None:
     with (
         brokers(properties={"num.network.threads": "none"}) as broker,

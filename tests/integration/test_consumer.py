@@ -76,6 +76,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
         self.polls = self.cancelled_polls = 0
         self.listed_partitions = self.records = 0
         self.commit_error: Exception | None = None
+        self.ends_unknown = False
         self.made.append(self)
 
     async def getmany(self, *partitions: Any, **options: Any) -> Any:
@@ -93,6 +94,11 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
             return polled
         finally:
             self.polls += 1
+
+    async def end_offsets(self, partitions: Any) -> Any:
+        if self.ends_unknown:
+            await asyncio.Event().wait()
+        return await super().end_offsets(partitions)
 
     async def commit(self, offsets: Any = None) -> None:
         error, self.commit_error = self.commit_error, None
@@ -459,6 +465,24 @@ async def test_a_consumer_that_never_learns_its_position_is_given_up(
     settings = settings_for(kafka, topic, watchdog_seconds=1)
     with pytest.raises(StalledError, match="4 partitions without a known position"):
         await asyncio.wait_for(running.consume(settings, store, asyncio.Event(), Watchdog(60)), 20)
+
+
+async def test_a_partition_whose_end_cannot_be_had_does_not_keep_the_others_waiting(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.5)
+    monkeypatch.setattr(consumer, "GLANCE", 0.2)
+    async with working(settings_for(kafka, topic, batch_size=1), store):
+        await eventually(lambda: clients and clients[0].assignment())
+        await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
+        clients[0].ends_unknown = True
+        await kafka.produce(topic.source, [event("a", n) for n in range(200)])
+        await eventually(lambda: len(store.seen) == 200)
+        clients[0].ends_unknown = False
 
 
 async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(

@@ -105,12 +105,27 @@ async def test_a_half_open_connection_delivers_questions_and_loses_answers(
     with pytest.raises(TimeoutError):
         await caller.ask(b"one")
     assert echo.heard == b"one"
+    assert (proxy.passed, proxy.lost) == (3, 3)
+
+
+async def test_a_forgotten_connection_hears_nothing_any_more_and_new_ones_do(
+    proxy: Proxy, connect: Connect, echo: Echo
+) -> None:
+    old = await connect()
+    assert await old.ask(b"one") == b"one"
+    await proxy.switch("forget")
+    new = await connect()
+    assert await new.ask(b"two") == b"two"
+    with pytest.raises(TimeoutError):
+        await old.ask(b"three")
+    assert echo.heard == b"onetwothree"
 
 
 async def test_a_reset_breaks_open_connections_and_new_ones(proxy: Proxy, connect: Connect) -> None:
     old = await connect()
     assert await old.ask(b"one") == b"one"
     await proxy.switch("reset")
+    assert proxy.resets == 1
     with pytest.raises(ConnectionResetError):
         await old.hear()
     new = await connect()
