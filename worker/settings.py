@@ -17,17 +17,20 @@ from worker.errors import MisconfiguredError
 PREFIX = "LAST_SYNC_"
 TEST_PREFIX = "LAST_SYNC_TEST_"  # read by the test suite alone
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+MAX_PORT = 65535
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 Text = Annotated[str, Field(min_length=1)]
 
 
 def _servers(text: str) -> str:
     """Check `host:port` or `host`, comma-separated, as the client reads them."""
     try:
-        hosts = [host for host, _, _ in collect_hosts(text)]
+        found = [
+            host.encode("idna") and 0 < port <= MAX_PORT for host, port, _ in collect_hosts(text)
+        ]
     except ValueError:
-        hosts = []
-    if not hosts or not all(hosts):
+        found = []
+    if not found or not all(found):
         raise ValueError("write host:port, for example localhost:9092; several with commas")
     return text
 
