@@ -468,7 +468,7 @@ def connectors_delete(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> N
         if as_json:
             put({"id": connector_id, "deleted": done})
         else:
-            click.echo(f"{connector_id}: {'deleted' if done else 'is not registered'}")
+            click.echo(f"{printable(connector_id)}: {'deleted' if done else 'is not registered'}")
     if not all(deleted):
         sys.exit(FAILED)
 
