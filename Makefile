@@ -2,6 +2,7 @@
 PYTHON ?= python3
 UV ?= uv
 TEST_PROCESSES ?= 2
+FUZZ_RUNS ?= 1000000
 VENV := .venv
 BIN := $(VENV)/bin
 # Settings of a person's pip that would change what is installed, or where.
@@ -19,7 +20,8 @@ IMAGE_EXTRAS = api elasticsearch otel postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow chaos soak container-test stack-test lint audit format bench bench-gate docs lock clean
+.PHONY: help demo test test-slow chaos soak fuzz container-test stack-test lint audit format bench \
+	bench-gate docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +40,9 @@ chaos: $(VENV)/dev.stamp  ## kills, crashes, floods, shutdowns and broken broker
 
 soak: $(VENV)/dev.stamp  ## an hour at 2,000 events/s with faults: memory, descriptors, threads, delay
 	$(BIN)/python -m tests.soak $(SOAK_FLAGS)
+
+fuzz: $(VENV)/fuzz.stamp  ## a million records to what anybody's bytes reach (FUZZ_RUNS=10000: fewer)
+	$(BIN)/python -m tests.fuzz --runs $(FUZZ_RUNS) $(FUZZ_FLAGS)
 
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
 	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker $(BIN)/python -m pytest \
@@ -78,6 +83,7 @@ lock:  ## resolve the lock files again (LOCK_FLAGS=--upgrade takes newer version
 	$(COMPILE) pyproject.toml $(IMAGE_EXTRAS:%=--extra %) -c requirements/dev.txt -o requirements/image.txt
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) requirements/sbom.in -c requirements/dev.txt -o requirements/sbom.txt
+	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(COMPILE) requirements/elasticsearch-9.in -o requirements/elasticsearch-9.txt
 	cd tests/api/clients && PATH="$(CURDIR)/$(BIN):$$PATH" npm install --package-lock-only --silent
 
@@ -104,6 +110,12 @@ $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@$(COMPILED)
+	@touch $@
+
+# Of its own, because it is not there for every platform.
+$(VENV)/fuzz.stamp: requirements/fuzz.txt | $(VENV)/dev.stamp
+	@echo "installing requirements/fuzz.txt into $(VENV)"
+	@$(PIP) install --quiet --require-hashes -r requirements/fuzz.txt
 	@touch $@
 
 # Elastic's clients beside the one that the worker uses: the next release, and JavaScript's.

@@ -53,7 +53,8 @@ def frame(headers: Headers) -> Frame | Invalid:
     if media == STRUCTURED:
         return Frame("structured")
     if media.startswith(BATCH):
-        return _refused("cloudevents_batch", _at(CONTENT_TYPE), f"the content type is {media}")
+        found = f"the content type is {shown(media)}"
+        return _refused("cloudevents_batch", _at(CONTENT_TYPE), found)
     if media.startswith(FORMATS):
         found = f"the content type is {shown(media)}"
         return _refused("unsupported_content_type", _at(CONTENT_TYPE), found)

@@ -130,6 +130,12 @@ async def test_an_impossible_connector_id_is_a_usage_error(cli: Cli, bad: str) -
     assert "\x07" not in done.stderr
 
 
+async def test_an_id_that_no_terminal_takes_is_told_all_the_same(cli: Cli) -> None:
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most languages; C.UTF-8 is lenient
+    done = await cli("connectors", "delete", "a\udcfe\x07", *STORE, env=strict)
+    assert (done.exit_code, done.stdout) == (1, "a\ufffd\ufffd: is not registered\n")
+
+
 EVENT = (
     '{"event_id":"e","connector_id":"c","occurred_at":"2026-01-01T00:00:00Z",'
     '"job":{"job_type":"full","status":"completed"}}'

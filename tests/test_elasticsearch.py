@@ -572,6 +572,9 @@ async def test_the_ca_file_decides_whom_to_trust(tmp_path: Path) -> None:
     [
         ("elasticsearch+http://", "write elasticsearch"),
         ("elasticsearch+http://h?x=1", "write elasticsearch"),
+        ("elasticsearch+http://[", "check the URL"),
+        ("elasticsearch+http://a..b", "check the URL"),
+        ("elasticsearch+http://127.1", "check the URL"),
         ("elasticsearch://h", "not a URL that this release knows"),
     ],
 )

@@ -123,7 +123,9 @@ def test_a_bad_value_is_named_with_its_variable(
     assert refusal().startswith(f"LAST_SYNC_{name}={value!r}: ")
 
 
-@pytest.mark.parametrize("servers", ["", ",", "a:9092,", "host:abc", ":9092"])
+@pytest.mark.parametrize(
+    "servers", ["", ",", "a:9092,", "host:abc", ":9092", "a:65536", "a,b:0", "a..b"]
+)
 def test_brokers_have_to_be_addresses(servers: str) -> None:
     text = refusal(kafka_bootstrap_servers=servers)
     assert text.startswith(f"LAST_SYNC_KAFKA_BOOTSTRAP_SERVERS={servers!r}: ")

@@ -121,6 +121,10 @@ async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+async def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
+    assert "File name too long; name another" in await refusal(f"sqlite:///{tmp_path}/{'a' * 300}")
+
+
 async def test_a_directory_is_no_store(tmp_path: Path) -> None:
     assert f"{tmp_path} is a directory" in await refusal(f"sqlite:///{tmp_path}")
 

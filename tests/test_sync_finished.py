@@ -864,6 +864,14 @@ def test_a_batch_is_refused(content_type: bytes) -> None:
     assert why(b"[]", headers) == ("cloudevents_batch", "headers.content-type")
 
 
+def test_a_content_type_from_outside_is_shortened_and_escaped() -> None:
+    media = b"application/cloudevents-batch\x1b[31m" + b"a" * 5_000
+    problem = decode(b"[]", [("content-type", media)], now=NOW)
+    assert isinstance(problem, Invalid)
+    assert problem.message.isprintable()
+    assert len(problem.message) < 200
+
+
 @pytest.mark.parametrize(
     "content_type",
     [

@@ -22,7 +22,8 @@ from worker.variables import PREFIX, variable
 
 TEST_PREFIX = "LAST_SYNC_TEST_"  # read by the test suite alone
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+MAX_PORT = 65535
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -31,10 +32,12 @@ def _servers(text: str) -> str:
     from aiokafka.conn import collect_hosts  # noqa: PLC0415 - stores are looked after without it
 
     try:
-        hosts = [host for host, _, _ in collect_hosts(text)]
+        found = [
+            host.encode("idna") and 0 < port <= MAX_PORT for host, port, _ in collect_hosts(text)
+        ]
     except ValueError:
-        hosts = []
-    if not hosts or not all(hosts):
+        found = []
+    if not found or not all(found):
         raise ValueError("write host:port, for example localhost:9092; several with commas")
     return text
 

@@ -59,6 +59,15 @@ async def test_a_connection_without_a_request_is_closed(
     assert await talk(api, text) == ""
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ['\\"', '["', "/* ", "/*\\"])
+async def test_a_body_that_ends_within_texts_or_comments_keeps_nobody_waiting(
+    api: Api, unit: str
+) -> None:
+    body = unit * ((bodies.MAX_BODY - 100) // len(unit))
+    assert (await api.last_sync(body)).status == 400
+
+
 async def test_a_connection_is_closed_after_its_last_request(patience: None, api: Api) -> None:
     said = await talk(api, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert said.startswith("HTTP/1.1 200")

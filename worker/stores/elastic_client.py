@@ -61,7 +61,10 @@ async def connected(url: str, access: ElasticsearchAccess) -> AsyncIterator[Asyn
 async def version(client: AsyncElasticsearch, url: str) -> str:
     """Ask who is there, and refuse what would do harm."""
     with translated(url):
-        found = (await client.info())["version"]
+        try:
+            found = (await client.info())["version"]
+        except ValueError as error:  # only now does the client look at the host's name
+            raise MisconfiguredError(f"{named(url)}: {_line(error)}; check the URL") from error
     if found.get("build_flavor") == "serverless":  # it reports an old number
         return "serverless"
     number = str(found["number"])
@@ -99,7 +102,10 @@ def _client(url: str, access: ElasticsearchAccess) -> AsyncElasticsearch:
 
 def _hosts(url: str) -> tuple[list[str], tuple[str, str] | None]:
     """The nodes' URLs, and user and password; of `elasticsearch+https://u:p@a:9200,b:9200/path`."""
-    parts = urlsplit(url.removeprefix(PREFIX))
+    try:
+        parts = urlsplit(url.removeprefix(PREFIX))
+    except ValueError as error:
+        raise MisconfiguredError(f"{named(url)}: {error}; check the URL") from error
     credentials, _, servers = parts.netloc.rpartition("@")
     if not servers or parts.query or parts.fragment:
         raise MisconfiguredError(

@@ -134,7 +134,11 @@ def _path(url: str) -> Path:
             f"store {url}: it takes a path and no options; for a store in memory use memory://"
         )
     path = Path(named).absolute()
-    if problem := _problem(path):
+    try:
+        problem = _problem(path)
+    except OSError as error:  # a name that is too long, a disk that cannot be read
+        problem = f"{error.strerror}; name another path"
+    if problem:
         raise MisconfiguredError(f"store {url}: {problem}")
     return path
 
