@@ -67,7 +67,7 @@ def test_a_traceback_has_neither_local_variables_nor_control_characters(
     try:
         fails(password="terces"[::-1])  # the source itself is shown
     except ValueError:
-        structlog.get_logger("worker").exception("worker.crashed", text=STEERING)
+        logs.get_logger("worker").exception("worker.crashed", text=STEERING)
         logging.getLogger("aiokafka").exception("%s", STEERING)
     written = capsys.readouterr().err
     assert_harmless(written)
