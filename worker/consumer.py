@@ -164,7 +164,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._work: asyncio.Task[None] | None = None
         self._ahead: Batch | None = None  # fetched, and not begun
         self._step = ""
-        self._abandoned = False
+        self._hands_off = False  # positions are not ours to commit
         self._committed: dict[TopicPartition, int] = {}
         self._looked = self._progressed = time.monotonic()
 
@@ -294,7 +294,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         try:
             work.result()
         except _Abandoned:
-            self._abandoned = True
+            self._hands_off = True
             log.info("batch.abandoned", records=len(batch.records), reason="stopping")
 
     async def _end_work(self) -> None:
@@ -489,7 +489,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         """Commit positions that moved without a record (transaction markers), and look around."""
         positions = await self._positions()
         moved = {tp: at for tp, at in positions.items() if self._committed.get(tp) != at}
-        if moved and not self._abandoned:
+        if moved and not self._hands_off:
             try:
                 await self._commit_offsets(moved)
             except TransientError as error:
@@ -500,15 +500,15 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _positions(self) -> dict[TopicPartition, int]:
         """Where the next batch begins, for the partitions of which that is known by now."""
-        positions = {}
+        positions, ahead = {}, self._ahead  # a revocation may forget it meanwhile
         for tp in self._client.assignment():
             try:
                 async with asyncio.timeout(0):  # at once or not at all
                     positions[tp] = await self._client.position(tp)
             except (TimeoutError, KafkaError):
                 continue
-        if self._ahead:
-            positions |= {tp: record.offset for tp, record in self._ahead.first.items()}
+        if ahead:
+            positions |= {tp: record.offset for tp, record in ahead.first.items()}
         return positions
 
     async def _look_at_the_end(
@@ -563,12 +563,13 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Finish and commit the batch in flight within the budget, or abandon it."""
-        self._ahead = None  # who gets the partitions reads on from what is committed
+        # Who gets the partitions reads on from what is committed. Positions, which know of what was
+        # read ahead, are not to be committed any more.
+        self._hands_off, self._ahead = True, None
         if self._work is not None and not self._work.done():
             budget = 0 if self._health.held else REVOKE_BUDGET
             await asyncio.wait({self._work}, timeout=budget)
             await self._end_work()
-        self._abandoned = True  # positions are another's to commit, until the next assignment
         self._committed.clear()
         self._lag.forget()
         self._health.revoked()
@@ -576,7 +577,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             log.info("partitions.revoked", partitions=sorted(tp.partition for tp in revoked))
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._abandoned, self._ahead = False, None
+        self._hands_off, self._ahead = False, None
         self._progressed = time.monotonic()
         self._lag.forget()
         free_dropped_records()

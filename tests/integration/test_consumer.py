@@ -286,8 +286,13 @@ async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committ
 
 
 async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(
-    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
     store.remote = True
     await kafka.produce(topic.source, [event("a", n) for n in range(8)])
     store.gate.clear()
