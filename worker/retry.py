@@ -1,5 +1,6 @@
-"""How long to wait before the next attempt."""
+"""Waiting before the next attempt."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 
@@ -13,3 +14,12 @@ def backoff() -> Iterator[float]:
     while True:
         yield random.uniform(0, ceiling)  # noqa: S311 - no secret depends on it  # nosec B311
         ceiling = min(LONGEST, ceiling * 2)
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Sleep, but not beyond the wish to stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass

@@ -20,7 +20,7 @@ from tests.brokers import Broker
 from tests.conftest import MakeBroker
 from tests.eventually import eventually
 from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
-from worker import consumer, dead_letters
+from worker import consumer, dead_letters, lookout
 from worker.app import running
 from worker.errors import StalledError, TransientError
 from worker.merge import Outcome, Update
@@ -292,7 +292,7 @@ async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
     store.remote = True
     await kafka.produce(topic.source, [event("a", n) for n in range(8)])
     store.gate.clear()
@@ -445,7 +445,7 @@ async def test_a_consumer_that_stays_silent_before_waiting_records_is_given_up(
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.2)
     settings = settings_for(kafka, topic, watchdog_seconds=1)
     work = asyncio.create_task(running.consume(settings, store, asyncio.Event(), Watchdog(60)))
     await eventually(lambda: clients and clients[0].assignment())
@@ -465,7 +465,7 @@ async def test_a_consumer_that_never_learns_its_position_is_given_up(
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.2)
     monkeypatch.setattr(Recorded, "mute", True)
     settings = settings_for(kafka, topic, watchdog_seconds=1)
     with pytest.raises(StalledError, match="4 partitions without a known position"):
@@ -479,8 +479,8 @@ async def test_a_partition_whose_end_cannot_be_had_does_not_keep_the_others_wait
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.5)
-    monkeypatch.setattr(consumer, "GLANCE", 0.2)
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.5)
+    monkeypatch.setattr(lookout, "GLANCE", 0.2)
     async with working(settings_for(kafka, topic, batch_size=1), store):
         await eventually(lambda: clients and clients[0].assignment())
         await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
@@ -497,7 +497,7 @@ async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "LOOK_AROUND", 0.2)
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.2)
     async with working(settings_for(kafka, topic, watchdog_seconds=1), store) as running:
         await eventually(lambda: clients and clients[0].polls > 6)
         assert not running.task.done()
@@ -544,7 +544,7 @@ async def test_nothing_is_committed_before_its_dead_letter_is_acknowledged(
     make_broker: MakeBroker, store: Pinned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_letters, "PUBLISH_TIMEOUT", 1.0)
-    monkeypatch.setattr(consumer, "REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr(lookout, "REQUEST_TIMEOUT", 1.0)
     broker = make_broker()
     kafka, topics = Kafka(broker.bootstrap), Topics.unique()
     await kafka.create(topics)

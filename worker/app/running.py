@@ -12,6 +12,8 @@ from worker import consumer, extras, health_server, kafka, topics
 from worker.app import checks, stores
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
+from worker.drain import Drain
+from worker.handling import Handler
 from worker.health import Health
 from worker.logs import get_logger
 from worker.metrics import Metrics
@@ -150,6 +152,7 @@ async def consume(
     topics_checked: bool = True,
 ) -> None:
     """Be a member of the group, with this store, until `stop` is set or the topic is drained."""
+    health = health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop)
     max_bytes = KAFKA_DEFAULT_BYTES + topics.HEADROOM
     if topics_checked:
         async with kafka.admin(settings) as admin:
@@ -164,14 +167,18 @@ async def consume(
         )
         loop = consumer.Consumer(
             client=client,
-            origin=Origin(group=settings.kafka_group_id, store=store.store_id),
-            store=store,
-            letters=letters,
-            breaker=_breaker(settings),
+            group=settings.kafka_group_id,
             batch_size=settings.batch_size,
+            handler=Handler(
+                origin=Origin(group=settings.kafka_group_id, store=store.store_id),
+                store=store,
+                letters=letters,
+                breaker=_breaker(settings),
+                metrics=health.metrics,
+            ),
             watchdog=watchdog,
             stalled_after=settings.watchdog_seconds,
-            health=health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop),
+            health=health,
             trace=trace,
             stop=stop,
         )
@@ -212,9 +219,7 @@ def _breaker(settings: Settings) -> Breaker:
     )
 
 
-async def _drain(
-    stack: AsyncExitStack, settings: Settings, client: AIOKafkaConsumer
-) -> consumer.Drain:
+async def _drain(stack: AsyncExitStack, settings: Settings, client: AIOKafkaConsumer) -> Drain:
     topic = settings.kafka_topic
     # First, or else the answer waits behind a fetch at the end of the topic.
     with kafka.translated(f"asking for the end of {topic}"):
@@ -226,4 +231,4 @@ async def _drain(
     async def group_offsets() -> Mapping[TopicPartition, int]:
         return await checks.group_offsets(admin, settings, list(ends))
 
-    return consumer.Drain(ends=ends, group_offsets=group_offsets)
+    return Drain(ends=ends, group_offsets=group_offsets)
