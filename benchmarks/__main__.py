@@ -23,6 +23,7 @@ from benchmarks import delay
 from benchmarks.contenders import Job
 from benchmarks.elastic import SlowElasticsearch
 from benchmarks.events import Load
+from benchmarks.locks import watched
 from benchmarks.stage import (
     Stage,
     Table,
@@ -104,7 +105,9 @@ def two(stage: Stage, size: Size) -> None:
             group=topics.group,
             store=store,
         )
-        both = [finished(process) for process in [started("worker", job) for _ in range(2)]]
+        with watched(store) as looks:
+            both = [finished(process) for process in [started("worker", job) for _ in range(2)]]
+        say(f"  somebody waited for a lock at {looks.waiting} of {looks.made} looks")
         events = sum(each["events"] for each in both)
         span = max(each["ended"] for each in both) - min(each["began"] for each in both)
         cpu = sum(each["cpu_us"] * each["events"] for each in both) / events

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zlib import crc32
 
 from schemas.scalars import JOB_TYPES, STATUSES
 from tests.kafka import Record
@@ -30,7 +31,7 @@ def connector_ids(load: Load) -> list[str]:
 
 
 def records(load: Load) -> Iterator[Record]:
-    """Completed full syncs, each connector's in the order of time."""
+    """Completed full syncs, each connector's in the order of time and in one partition."""
     chosen = random.Random(1)  # noqa: S311 - a benchmark's data
     for number in range(load.events):
         connector = f"connector-{chosen.randrange(load.connectors):06}"
@@ -43,7 +44,8 @@ def records(load: Load) -> Iterator[Record]:
                 "status": chosen.choice(STATUSES),
             }
         value = json.dumps(content).encode()
-        yield Record(key=connector.encode(), value=value, partition=number % load.partitions)
+        key = connector.encode()
+        yield Record(key=key, value=value, partition=crc32(key) % load.partitions)
 
 
 def event(number: int, connector: str, more: int) -> dict[str, Any]:
