@@ -1,11 +1,16 @@
 """A batch is opened up to a limit, and every record of it can be read."""
 
+import gzip
+import struct
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import cramjam
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBase
+from aiokafka.record.util import calc_crc32c
 
 from tests.hostile import CODECS, RawName, builder
 from tests.kafka import Record
@@ -25,6 +30,43 @@ def fetched(raw: bytes) -> Partition:
 
 def batch(records: Sequence[Record], codec: str = "none") -> bytes:
     return bytes(builder(records, codec).build())
+
+
+def compressed(data: bytes, codec: int) -> bytes:
+    """A batch of two records whose compressed part is this, with a checksum that is right."""
+    raw = bytearray(batch([small(0), small(1)])[: DefaultRecordBase.HEADER_STRUCT.size]) + data
+    return signed(raw, codec)
+
+
+def signed(raw: bytearray, attributes: int) -> bytes:
+    """Set the attributes and the checksum over them and what follows."""
+    begin = DefaultRecordBase.AFTER_LEN_OFFSET  # what the length counts
+    struct.pack_into(">i", raw, begin - 4, len(raw) - begin)
+    struct.pack_into(">h", raw, DefaultRecordBase.ATTRIBUTES_OFFSET, attributes)
+    checked = bytes(raw[DefaultRecordBase.ATTRIBUTES_OFFSET :])
+    struct.pack_into(">I", raw, DefaultRecordBase.CRC_OFFSET, calc_crc32c(checked))
+    return bytes(raw)
+
+
+def xerial(*blocks: bytes) -> bytes:
+    framed = [struct.pack("!i", len(block)) + block for block in blocks]
+    return b"\x82SNAPPY\x00" + struct.pack("!ii", 1, 1) + b"".join(framed)
+
+
+def snappy(data: bytes) -> bytes:
+    return bytes(cramjam.snappy.compress_raw(data))
+
+
+DAMAGED: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "gzip, then garbage": (1, lambda data: gzip.compress(data) + b"garbage"),
+    "gzip, cut off": (1, lambda data: gzip.compress(data)[:-8]),
+    "gzip, spoilt": (1, lambda data: gzip.compress(data)[:12] + b"\xff" * 20),
+    "snappy, then garbage": (2, lambda data: xerial(snappy(data)) + b"x"),
+    "snappy, begun again": (2, lambda data: xerial(snappy(data)) * 2),
+    "snappy, a block that leads back": (2, lambda data: xerial(snappy(data)) + b"\xff\xff\xff\xfc"),
+    "lz4, cut off": (3, lambda data: bytes(cramjam.lz4.compress(data))[:-8]),
+    "zstd, cut off": (4, lambda data: bytes(cramjam.zstd.compress(data))[:-8]),
+}
 
 
 def small(number: int, *names: str) -> Record:
@@ -83,3 +125,24 @@ def test_a_damaged_batch_is_still_told_by_its_checksum() -> None:
     raw[-1] ^= 1
     with pytest.raises(CorruptRecordException):
         list(fetched(bytes(raw)))
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_compression_stops_the_worker_with_its_place_and_is_not_taken_for_an_outage(
+    how: str,
+) -> None:
+    codec, damaged = DAMAGED[how]
+    records = batch([small(0), small(1)])[DefaultRecordBase.HEADER_STRUCT.size :]
+    with pytest.raises(MisconfiguredError, match=r"partition 3 offset 0: .* or damaged"):
+        list(fetched(compressed(damaged(records), codec)))
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["abort", "commit"])
+def test_the_marker_of_a_transaction_is_passed(kind: int) -> None:
+    marker = Record(key=struct.pack(">hh", 0, kind), value=bytes(6))
+    raw = bytearray(batch([marker]))
+    flags = DefaultRecordBase.CONTROL_MASK | DefaultRecordBase.TRANSACTIONAL_MASK
+    records = fetched(signed(raw, flags))
+    assert list(records) == []
+    assert records.next_fetch_offset == 1

@@ -8,6 +8,7 @@ either, so that two of its classes are replaced where it looks for them.
 import gzip
 import io
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,9 @@ XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives sna
 _HEADER = DefaultRecordBase.HEADER_STRUCT
 _ATTRIBUTES = DefaultRecordBase.ATTRIBUTES_OFFSET
 _CODEC = DefaultRecordBase.CODEC_MASK
+
+# What the codecs raise. Most of it is an OSError, and would be taken for a broker that is away.
+_DAMAGED = (cramjam.DecompressionError, OSError, EOFError, zlib.error, struct.error)
 
 
 class BatchTooLargeError(ValueError):
@@ -78,6 +82,10 @@ class _Batch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
+    def __next__(self) -> Any:
+        """Give the marker in a control batch, as aiokafka asks for it."""
+        return next(self._batch)
+
     def __iter__(self) -> Iterator[Any]:
         codec_id = self._batch.compression_type
         raw = _decompressed(self._raw, codec_id, self._batch.next_offset) if codec_id else self._raw
@@ -99,7 +107,7 @@ def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
     struct.pack_into(">h", header, _ATTRIBUTES, attributes & ~_CODEC)
     try:
         return bytes(header) + _OPENED[codec_id](data)
-    except (cramjam.DecompressionError, OverflowError):
+    except (*_DAMAGED, OverflowError):
         raise BatchTooLargeError(
             f"the batch up to offset {next_offset} is larger than {MAX_BATCH >> 20} MiB "
             f"decompressed ({len(data)} bytes before), or damaged"
@@ -126,6 +134,8 @@ def _blocks(data: bytes) -> Iterator[bytes]:
     at = XERIAL_HEADER
     while at < len(data):
         (size,) = struct.unpack_from("!i", data, at)
+        if size < 0:  # it would lead back, for ever
+            raise struct.error
         yield data[at + 4 : at + 4 + size]
         at += 4 + size
 
