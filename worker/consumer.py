@@ -29,7 +29,13 @@ from schemas.sync_finished import Invalid
 from worker import kafka, pipeline
 from worker.batch import Batch
 from worker.breaker import Breaker
-from worker.errors import OffsetsLostError, StalledError, TransientError
+from worker.errors import (
+    LastSyncError,
+    MisconfiguredError,
+    OffsetsLostError,
+    StalledError,
+    TransientError,
+)
 from worker.health import Health
 from worker.lag import Lag
 from worker.logs import get_logger
@@ -198,13 +204,21 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         polled = await self._poll(POLL)
         return Batch.of(polled) if polled else None
 
-    async def _read_ahead(self) -> None:
-        """Fetch and read the next batch while another process does the work of this one."""
-        polled = await self._poll(0)
+    async def _read_ahead(self) -> LastSyncError | None:
+        """Fetch and read the next batch while another process does the work of this one.
+
+        Gives what ends the worker: after the batch in flight, for a person who sets the offset
+        behind what cannot be read takes all before it for done.
+        """
+        try:
+            polled = await self._poll(0)
+        except (MisconfiguredError, OffsetsLostError) as error:
+            return error
         if polled:
             self._ahead = ahead = Batch.of(polled)
             for _ in ahead.reading():
                 await asyncio.sleep(0)  # the batch in flight goes first
+        return None
 
     async def _poll(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
@@ -273,9 +287,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         """Finish the batch, or abandon it uncommitted; keep polling while it takes long."""
         self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
+        refused: LastSyncError | None = None  # what the next poll came upon
         try:
             if self._store.remote and len(batch.records) >= self._batch_size // 2:
-                await self._read_ahead()
+                refused = await self._read_ahead()
             await asyncio.wait({work}, timeout=SLOW)
             if not work.done() and self._health.held is None:
                 log.warning("batch.slow", step=self._step, waiting_for=f"{self._step} to answer")
@@ -288,6 +303,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             if paused := self._client.paused():
                 self._client.resume(*paused)
                 free_dropped_records()
+        if refused:
+            raise refused
         if work.cancelled():  # by a revocation
             log.info("batch.abandoned", records=len(batch.records), reason="partitions revoked")
             return
