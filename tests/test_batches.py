@@ -10,7 +10,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBase
-from aiokafka.record.util import calc_crc32c
+from aiokafka.record.util import calc_crc32c, encode_varint
 
 from tests.hostile import CODECS, RawName, builder
 from tests.kafka import Record
@@ -146,3 +146,34 @@ def test_the_marker_of_a_transaction_is_passed(kind: int) -> None:
     records = fetched(signed(raw, flags))
     assert list(records) == []
     assert records.next_fetch_offset == 1
+
+
+def numbered(*deltas: int) -> bytes:
+    """A batch in which records say of themselves that they stand so far behind its begin."""
+    records = b"".join(record(delta) for delta in deltas)
+    raw = bytearray(batch([small(n) for n in range(len(deltas))]))
+    return signed(raw[: DefaultRecordBase.HEADER_STRUCT.size] + records, 0)
+
+
+def record(delta: int) -> bytes:
+    content = bytearray(b"\0\0")  # attributes, time
+    encode_varint(delta, content.append)
+    content += b"\x02k\x02v\0"  # key, value, no header
+    size = bytearray()
+    encode_varint(len(content), size.append)
+    return bytes(size + content)
+
+
+@pytest.mark.parametrize(
+    "deltas", [(0, 1, 5_000), (2**31 - 1, 0, 2), (2, 1, 0), (0, 0, 0), (-7, 0, 9)]
+)
+def test_no_record_is_hidden_by_its_offset_or_lies_outside_of_its_batch(
+    deltas: Sequence[int],
+) -> None:
+    assert [one.offset for one in fetched(numbered(*deltas))] == [0, 1, 2]
+
+
+def test_offsets_that_compaction_has_left_stay() -> None:
+    raw = bytearray(numbered(1, 4))
+    struct.pack_into(">i", raw, DefaultRecordBase.ATTRIBUTES_OFFSET + 2, 5)  # the last was 5
+    assert [one.offset for one in fetched(signed(raw, 0))] == [1, 4]

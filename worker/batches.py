@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import cramjam
@@ -19,6 +20,7 @@ from aiokafka.record.default_records import (
     DefaultRecordBase,
     DefaultRecordBatch,
     _DefaultRecordBatchPy,
+    _DefaultRecordPy,
 )
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
@@ -87,17 +89,35 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
+        """Give the records at offsets of their own, within the batch.
+
+        Brokers do not look at those of uncompressed records. One beyond the batch would be
+        committed, and skip what others write there.
+        """
+        (count,) = struct.unpack_from(">i", self._raw, _HEADER.size - 4)
+        most = self._batch.next_offset - count  # where the record has to stand at the latest
+        at = min(self._batch.base_offset, most)
+        for record in self._records():
+            if record.offset != at:
+                at = min(max(at, record.offset), most)
+            yield record if record.offset == at else _moved(record, at)
+            at, most = at + 1, most + 1
+
+    def _records(self) -> Iterator[Any]:
         codec_id = self._batch.compression_type
         raw = _decompressed(self._raw, codec_id, self._batch.next_offset) if codec_id else self._raw
-        last = -1
+        done = 0
         try:
             for record in DefaultRecordBatch(raw):
-                last = record.offset
+                done += 1
                 yield record
         except UnicodeDecodeError:
-            for record in _leniently(raw):
-                if record.offset > last:
-                    yield record
+            yield from islice(_leniently(raw), done, None)
+
+
+def _moved(record: Any, offset: int) -> Any:
+    kind, headers = record.timestamp_type, record.headers
+    return _DefaultRecordPy(offset, record.timestamp, kind, record.key, record.value, headers)
 
 
 def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
