@@ -504,9 +504,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _look_around(self, patience: float) -> None:
         """Commit positions that moved without a record (transaction markers), and look around."""
+        settled = not self._abandoned  # before they are read: an assignment may come meanwhile
         positions = await self._positions()
         moved = {tp: at for tp, at in positions.items() if self._committed.get(tp) != at}
-        if moved and not self._abandoned:
+        if moved and settled and not self._abandoned:
             try:
                 await self._commit_offsets(moved)
             except TransientError as error:
