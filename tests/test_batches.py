@@ -1,11 +1,16 @@
 """A batch is opened up to a limit, and every record of it can be read."""
 
+import gzip
+import struct
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import cramjam
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBase
+from aiokafka.record.util import calc_crc32c, encode_varint
 
 from tests.hostile import CODECS, RawName, builder
 from tests.kafka import Record
@@ -25,6 +30,43 @@ def fetched(raw: bytes) -> Partition:
 
 def batch(records: Sequence[Record], codec: str = "none") -> bytes:
     return bytes(builder(records, codec).build())
+
+
+def compressed(data: bytes, codec: int) -> bytes:
+    """A batch of two records whose compressed part is this, with a checksum that is right."""
+    raw = bytearray(batch([small(0), small(1)])[: DefaultRecordBase.HEADER_STRUCT.size]) + data
+    return signed(raw, codec)
+
+
+def signed(raw: bytearray, attributes: int) -> bytes:
+    """Set the attributes and the checksum over them and what follows."""
+    begin = DefaultRecordBase.AFTER_LEN_OFFSET  # what the length counts
+    struct.pack_into(">i", raw, begin - 4, len(raw) - begin)
+    struct.pack_into(">h", raw, DefaultRecordBase.ATTRIBUTES_OFFSET, attributes)
+    checked = bytes(raw[DefaultRecordBase.ATTRIBUTES_OFFSET :])
+    struct.pack_into(">I", raw, DefaultRecordBase.CRC_OFFSET, calc_crc32c(checked))
+    return bytes(raw)
+
+
+def xerial(*blocks: bytes) -> bytes:
+    framed = [struct.pack("!i", len(block)) + block for block in blocks]
+    return b"\x82SNAPPY\x00" + struct.pack("!ii", 1, 1) + b"".join(framed)
+
+
+def snappy(data: bytes) -> bytes:
+    return bytes(cramjam.snappy.compress_raw(data))
+
+
+DAMAGED: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "gzip, then garbage": (1, lambda data: gzip.compress(data) + b"garbage"),
+    "gzip, cut off": (1, lambda data: gzip.compress(data)[:-8]),
+    "gzip, spoilt": (1, lambda data: gzip.compress(data)[:12] + b"\xff" * 20),
+    "snappy, then garbage": (2, lambda data: xerial(snappy(data)) + b"x"),
+    "snappy, begun again": (2, lambda data: xerial(snappy(data)) * 2),
+    "snappy, a block that leads back": (2, lambda data: xerial(snappy(data)) + b"\xff\xff\xff\xfc"),
+    "lz4, cut off": (3, lambda data: bytes(cramjam.lz4.compress(data))[:-8]),
+    "zstd, cut off": (4, lambda data: bytes(cramjam.zstd.compress(data))[:-8]),
+}
 
 
 def small(number: int, *names: str) -> Record:
@@ -83,3 +125,68 @@ def test_a_damaged_batch_is_still_told_by_its_checksum() -> None:
     raw[-1] ^= 1
     with pytest.raises(CorruptRecordException):
         list(fetched(bytes(raw)))
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_compression_stops_the_worker_with_its_place_and_is_not_taken_for_an_outage(
+    how: str,
+) -> None:
+    codec, damaged = DAMAGED[how]
+    records = batch([small(0), small(1)])[DefaultRecordBase.HEADER_STRUCT.size :]
+    with pytest.raises(MisconfiguredError, match=r"partition 3 offset 0: .* or damaged"):
+        list(fetched(compressed(damaged(records), codec)))
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["abort", "commit"])
+def test_the_marker_of_a_transaction_is_passed(kind: int) -> None:
+    marker = Record(key=struct.pack(">hh", 0, kind), value=bytes(6))
+    raw = bytearray(batch([marker]))
+    flags = DefaultRecordBase.CONTROL_MASK | DefaultRecordBase.TRANSACTIONAL_MASK
+    records = fetched(signed(raw, flags))
+    assert list(records) == []
+    assert records.next_fetch_offset == 1
+
+
+def numbered(*deltas: int) -> bytes:
+    """A batch in which records say of themselves that they stand so far behind its begin."""
+    records = b"".join(record(delta) for delta in deltas)
+    raw = bytearray(batch([small(n) for n in range(len(deltas))]))
+    return signed(raw[: DefaultRecordBase.HEADER_STRUCT.size] + records, 0)
+
+
+def record(delta: int) -> bytes:
+    content = bytearray(b"\0\0")  # attributes, time
+    encode_varint(delta, content.append)
+    content += b"\x02k\x02v\0"  # key, value, no header
+    size = bytearray()
+    encode_varint(len(content), size.append)
+    return bytes(size + content)
+
+
+@pytest.mark.parametrize(
+    "deltas", [(0, 1, 5_000), (2**31 - 1, 0, 2), (2, 1, 0), (0, 0, 0), (-7, 0, 9)]
+)
+def test_no_record_is_hidden_by_its_offset_or_lies_outside_of_its_batch(
+    deltas: Sequence[int],
+) -> None:
+    assert [one.offset for one in fetched(numbered(*deltas))] == [0, 1, 2]
+
+
+def test_offsets_that_compaction_has_left_stay() -> None:
+    raw = bytearray(numbered(1, 4))
+    struct.pack_into(">i", raw, DefaultRecordBase.ATTRIBUTES_OFFSET + 2, 5)  # the last was 5
+    assert [one.offset for one in fetched(signed(raw, 0))] == [1, 4]
+
+
+def test_one_poll_gives_no_more_than_there_is_room_for_and_the_next_goes_on() -> None:
+    raw = batch([Record(key=b"k", value=bytes(MEBIBYTE)) for _ in range(40)], "zstd")
+    batches.make_room()
+    first, second = fetched(raw), fetched(raw)
+    found = list(first)
+    assert len(found) * MEBIBYTE < batches.MAX_POLL + MEBIBYTE
+    assert first.next_fetch_offset == found[-1].offset + 1
+    assert list(second) == []  # the room is one for all partitions
+    assert second.next_fetch_offset == 0
+    batches.make_room()
+    assert next(second).offset == 0

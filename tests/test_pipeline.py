@@ -3,6 +3,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
+from schemas.dead_letter import MIN_RECORD, DeadLetter
 from schemas.sync_finished import Invalid
 from worker import pipeline
 from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, DUPLICATE, SUPERSEDED, Outcome, Update
@@ -90,6 +93,17 @@ def test_a_rejected_update_is_a_400_that_says_why() -> None:
     letter = pipeline.letter(record(), read, Outcome("rejected", "too big"), ORIGIN, AT)
     assert (letter.status, letter.reason) == (400, "rejected")
     assert letter.message.endswith("too big")
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [(99, 99), (0, 0), (-1, -1), (-2, -1), (-(2**63), -1)]
+)
+def test_the_letter_of_any_timestamp_can_be_read(written: int, kept: int) -> None:
+    read = record({}, timestamp=written)
+    verdict = pipeline.read(read, NOW)
+    assert isinstance(verdict, Invalid)
+    letter = pipeline.letter(read, verdict, verdict, ORIGIN, AT)
+    assert DeadLetter.from_record(*letter.to_record(MIN_RECORD)).timestamp_ms == kept
 
 
 def test_the_breaker_s_subject_is_the_connector_or_else_the_key() -> None:

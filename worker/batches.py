@@ -8,7 +8,9 @@ either, so that two of its classes are replaced where it looks for them.
 import gzip
 import io
 import struct
+import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import cramjam
@@ -18,12 +20,14 @@ from aiokafka.record.default_records import (
     DefaultRecordBase,
     DefaultRecordBatch,
     _DefaultRecordBatchPy,
+    _DefaultRecordPy,
 )
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
 from worker.errors import MisconfiguredError
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
+MAX_POLL = 32 * 1024 * 1024  # bytes of records that one poll may give, of all partitions together
 FIRST_GUESS = 8  # times the compressed size
 FIRST_ROOM = 64 * 1024  # bytes
 XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives snappy
@@ -31,6 +35,9 @@ XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives sna
 _HEADER = DefaultRecordBase.HEADER_STRUCT
 _ATTRIBUTES = DefaultRecordBase.ATTRIBUTES_OFFSET
 _CODEC = DefaultRecordBase.CODEC_MASK
+
+# What the codecs raise. Most of it is an OSError, and would be taken for a broker that is away.
+_DAMAGED = (cramjam.DecompressionError, OSError, EOFError, zlib.error, struct.error)
 
 
 class BatchTooLargeError(ValueError):
@@ -43,8 +50,33 @@ def guard() -> None:
     fetcher.PartitionRecords = Partition
 
 
+def make_room() -> None:
+    """Let the next poll give its share of records; to be called before each."""
+    Partition.room = MAX_POLL
+
+
 class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types for it
-    """The fetched records of one partition."""
+    """The fetched records of one partition.
+
+    Thousands of records are a poll, and each may have a megabyte that took a kilobyte to send. What
+    there is no more room for is fetched again, from the position that was reached.
+    """
+
+    room = MAX_POLL  # one for all partitions
+    _records_iterator: Any
+
+    def __next__(self) -> Any:
+        if Partition.room <= 0:
+            raise StopIteration
+        try:
+            record = next(self._records_iterator)
+        except StopIteration:
+            self._records_iterator = None
+            raise
+        Partition.room -= len(record.value or b"") + len(record.key or b"")
+        if record.headers:
+            Partition.room -= sum(len(value or b"") for _, value in record.headers)
+        return record
 
     def _unpack_records(self) -> Iterator[Any]:
         begin = self.next_fetch_offset
@@ -53,11 +85,16 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         except BatchTooLargeError as error:
             if self.next_fetch_offset > begin:
                 return  # what stands before it is handled, and committed, first
-            raise MisconfiguredError(
-                f"topic {self._tp.topic} partition {self._tp.partition} offset "
-                f"{self.next_fetch_offset}: {error}; find out who wrote it. A group goes on behind "
-                "it after kafka-consumer-groups.sh --reset-offsets --to-offset"
-            ) from None
+            raise self._refused(error) from None
+        except OSError as error:  # it would be taken for a broker that is away
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> MisconfiguredError:
+        return MisconfiguredError(
+            f"topic {self._tp.topic} partition {self._tp.partition} offset "
+            f"{self.next_fetch_offset}: {error}; find out who wrote it. A group goes on behind "
+            "it after kafka-consumer-groups.sh --reset-offsets --to-offset"
+        )
 
 
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
@@ -78,18 +115,40 @@ class _Batch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
+    def __next__(self) -> Any:
+        """Give the marker in a control batch, as aiokafka asks for it."""
+        return next(self._batch)
+
     def __iter__(self) -> Iterator[Any]:
+        """Give the records at offsets of their own, within the batch.
+
+        Brokers do not look at those of uncompressed records. One beyond the batch would be
+        committed, and skip what others write there.
+        """
+        (count,) = struct.unpack_from(">i", self._raw, _HEADER.size - 4)
+        most = self._batch.next_offset - count  # where the record has to stand at the latest
+        at = min(self._batch.base_offset, most)
+        for record in self._records():
+            if record.offset != at:
+                at = min(max(at, record.offset), most)
+            yield record if record.offset == at else _moved(record, at)
+            at, most = at + 1, most + 1
+
+    def _records(self) -> Iterator[Any]:
         codec_id = self._batch.compression_type
         raw = _decompressed(self._raw, codec_id, self._batch.next_offset) if codec_id else self._raw
-        last = -1
+        done = 0
         try:
             for record in DefaultRecordBatch(raw):
-                last = record.offset
+                done += 1
                 yield record
         except UnicodeDecodeError:
-            for record in _leniently(raw):
-                if record.offset > last:
-                    yield record
+            yield from islice(_leniently(raw), done, None)
+
+
+def _moved(record: Any, offset: int) -> Any:
+    kind, headers = record.timestamp_type, record.headers
+    return _DefaultRecordPy(offset, record.timestamp, kind, record.key, record.value, headers)
 
 
 def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
@@ -99,7 +158,7 @@ def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
     struct.pack_into(">h", header, _ATTRIBUTES, attributes & ~_CODEC)
     try:
         return bytes(header) + _OPENED[codec_id](data)
-    except (cramjam.DecompressionError, OverflowError):
+    except (*_DAMAGED, OverflowError):
         raise BatchTooLargeError(
             f"the batch up to offset {next_offset} is larger than {MAX_BATCH >> 20} MiB "
             f"decompressed ({len(data)} bytes before), or damaged"
@@ -126,6 +185,8 @@ def _blocks(data: bytes) -> Iterator[bytes]:
     at = XERIAL_HEADER
     while at < len(data):
         (size,) = struct.unpack_from("!i", data, at)
+        if size < 0:  # it would lead back, for ever
+            raise struct.error
         yield data[at + 4 : at + 4 + size]
         at += 4 + size
 

@@ -150,6 +150,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             if paused := self._client.paused():
                 self._client.resume(*paused)
                 free_dropped_records()
+        if self._reader.refused:  # before positions are committed, which stand behind it
+            raise self._reader.refused
         if work.cancelled():  # by a revocation
             log.info("batch.abandoned", records=len(batch.records), reason="partitions revoked")
             return
@@ -247,9 +249,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _look_around(self, *, glance: bool) -> None:
         """Commit positions that moved without a record (transaction markers), and look around."""
+        ours = not self._hands_off  # before positions are read: an assignment may come meanwhile
         positions = await self._reader.positions()
         moved = {tp: at for tp, at in positions.items() if self._committed.get(tp) != at}
-        if moved and not self._hands_off:
+        if moved and ours and not self._hands_off:
             try:
                 await self._commit_offsets(moved)
             except TransientError as error:

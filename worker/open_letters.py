@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from schemas.dead_letter import TOO_LARGE, About, DeadLetter, Original
-from worker import kafka
+from worker import batches, kafka
 from worker.errors import LastSyncError, TransientError
 from worker.selection import UNREADABLE
 from worker.settings import Settings
@@ -177,6 +177,7 @@ class OpenLetters:
             found: Mapping[TopicPartition, Sequence[Any]]
             with kafka.translated(f"reading {self._topic}"):
                 before = [await self._client.position(tp) for tp in self._client.assignment()]
+                batches.make_room()
                 found = await self._client.getmany(timeout_ms=POLL, max_records=AT_ONCE)
                 after = [await self._client.position(tp) for tp in self._client.assignment()]
             if found or after != before:

@@ -13,6 +13,7 @@ from worker.merge import Outcome, Update
 
 Headers = Sequence[tuple[str, bytes | None]]
 Verdict = Outcome | Invalid
+NO_TIMESTAMP = -1  # as Kafka has it
 OUTCOMES = ("applied", "superseded", "duplicate", "connector_not_found", "invalid", "rejected")
 
 
@@ -111,7 +112,7 @@ def letter(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        timestamp_ms=record.timestamp,
+        timestamp_ms=max(NO_TIMESTAMP, record.timestamp),  # brokers let in others below 0
         key=record.key,
         value=record.value,
         headers=tuple(record.headers),

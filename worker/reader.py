@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
-from worker import kafka
+from worker import batches, kafka
 from worker.batch import Batch
-from worker.errors import OffsetsLostError, TransientError
+from worker.errors import LastSyncError, MisconfiguredError, OffsetsLostError, TransientError
 from worker.logs import get_logger
 from worker.retry import pause
 
@@ -28,6 +28,7 @@ class Reader:
         self._client, self._group, self._batch_size, self._stop = client, group, batch_size, stop
         self._polling: asyncio.Timeout | None = None
         self._ahead: Batch | None = None  # fetched, and not begun
+        self.refused: LastSyncError | None = None  # what reading ahead came upon
 
     async def next(self) -> Batch | None:
         if self._ahead:
@@ -37,8 +38,16 @@ class Reader:
         return Batch.of(polled) if polled else None
 
     async def read_ahead(self) -> None:
-        """Fetch and read the next batch while another process does the work of this one."""
-        polled = await self.poll(0)
+        """Fetch and read the next batch while another process does the work of this one.
+
+        What ends the worker waits in `refused` for the batch in flight: a person who sets the
+        offset behind what cannot be read takes all before it for done.
+        """
+        try:
+            polled = await self.poll(0)
+        except (MisconfiguredError, OffsetsLostError) as error:
+            self.refused = error
+            return
         if polled:
             self._ahead = ahead = Batch.of(polled)
             for _ in ahead.reading():
@@ -63,6 +72,7 @@ class Reader:
     async def _getmany(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord]]:
         try:
             async with asyncio.timeout(LAST_POLL if self._stop.is_set() else None) as self._polling:
+                batches.make_room()
                 polled: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
                     timeout_ms=int(seconds * 1000), max_records=self._batch_size
                 )

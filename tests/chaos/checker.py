@@ -119,6 +119,8 @@ def _check_store(
     at_end: dict[str, Fields] = {}
     blamed: set[Field] = set()
     for read in reads:
+        if read.whole:
+            at_end.clear()
         at_end.update(read.connectors)
         for place, value in _values(read.connectors):
             if seen.get(place) != value:

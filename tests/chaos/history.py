@@ -27,9 +27,13 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """Connectors as a look at the store found them: those that changed since the look before."""
+    """Connectors as a look at the store found them: those that changed since the look before.
+
+    `whole`: all that were there.
+    """
 
     connectors: Mapping[str, Fields]
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

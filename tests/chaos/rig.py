@@ -223,7 +223,7 @@ class Run:
     async def verdict(self) -> Verdict:
         """Read store and letters as a person would, and check them against the history."""
         assert not self.unsure, "some records may be in the topic or not: read it back first"
-        self.history.add([Read(connectors=await self.listed()), *await self.letters()])
+        self.history.add([Read(connectors=await self.listed(), whole=True), *await self.letters()])
         verdict = await asyncio.to_thread(self._checked)
         self.say(f"{verdict.events} records, {verdict.letters} letters, {verdict.counts}")
         return verdict

@@ -72,6 +72,7 @@ def test_a_value_that_no_event_carries_is_wrong() -> None:
 
 def test_a_connector_that_is_gone_is_lost_and_one_too_many_is_wrong() -> None:
     assert judged([]) == {"lost": 2}  # the connector, and its field
+    assert judged([*seen(3), Read(connectors={}, whole=True)]) == {"lost": 2}
     assert judged([*seen(3), Read(connectors={"b": {}})]) == {"wrong": 1}
 
 

@@ -22,7 +22,7 @@ from tests.eventually import eventually
 from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
 from worker import consumer, dead_letters, lookout
 from worker.app import running
-from worker.errors import StalledError, TransientError
+from worker.errors import MisconfiguredError, StalledError, TransientError
 from worker.merge import Outcome, Update
 from worker.settings import Settings
 from worker.stores import ConnectorStore, open_store
@@ -76,6 +76,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
         self.polls = self.cancelled_polls = 0
         self.listed_partitions = self.records = 0
         self.commit_error: Exception | None = None
+        self.read_ahead_error: Exception | None = None
         self.ends_unknown = False
         self.made.append(self)
 
@@ -85,6 +86,8 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
             if self.mute:
                 await asyncio.sleep(0.05)
                 return {}
+            if self.read_ahead_error and options["timeout_ms"] == 0:
+                raise self.read_ahead_error
             polled = await super().getmany(*partitions, **options)
         except asyncio.CancelledError:
             self.cancelled_polls += 1
@@ -283,6 +286,27 @@ async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committ
         store.gate.set()
         await eventually(committed_all(kafka, topic))
     assert store.seen == [f"e-{4 * n}" for n in range(6)]
+
+
+async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    store.remote = True
+    store.gate.clear()
+
+    async def met_a_bomb() -> None:
+        async with working(settings_for(kafka, topic, batch_size=2), store) as worker:
+            await eventually(lambda: clients and clients[0].polls)
+            clients[0].read_ahead_error = MisconfiguredError("a bomb")
+            await kafka.produce(topic.source, [event("a", 4 * n) for n in range(2)])
+            await store.entered.wait()
+            await eventually(clients[0].paused)  # it goes on polling
+            store.gate.set()
+            await worker.task
+
+    with pytest.raises(MisconfiguredError, match="a bomb"):
+        await met_a_bomb()
+    assert await kafka.committed(topic.group, topic.source) == {0: 2, 1: 0, 2: 0, 3: 0}
 
 
 async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(

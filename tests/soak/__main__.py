@@ -206,7 +206,7 @@ class Soak:
         assert listing.exit_code == 0, listing.stderr
         documents = map(json.loads, listing.stdout.splitlines())
         reads = Reads(folder)
-        reads.add({document.pop("id"): document for document in documents})
+        reads.add({document.pop("id"): document for document in documents}, whole=True)
         reads.close()
         letters = await open_letters(ground.kafka, ground.topics.dlq)
         return await asyncio.to_thread(

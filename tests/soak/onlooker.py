@@ -24,12 +24,12 @@ class Reads:
     def __init__(self, folder: Path) -> None:
         self._histories = [History(path_of(folder, n)) for n in range(PARTITIONS)]
 
-    def add(self, connectors: Mapping[str, Fields]) -> None:
+    def add(self, connectors: Mapping[str, Fields], *, whole: bool = False) -> None:
         parts: list[dict[str, Fields]] = [{} for _ in self._histories]
         for name, fields in connectors.items():
             parts[partition_of(name)][name] = fields
         for history, part in zip(self._histories, parts, strict=True):
-            history.add([Read(connectors=part)])
+            history.add([Read(connectors=part, whole=whole)])
 
     def close(self) -> None:
         for history in self._histories:
