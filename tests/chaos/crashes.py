@@ -39,7 +39,8 @@ async def _crash(run: Run, rounds: int, *, mends: bool) -> Result:
     await run.drain()
     if mends:
         mended = run.rig.nursery.spawn("store", "verify", "--repair", environ=run.environ)
-        await mended.ended(30)
+        if failed := await mended.ended(30):
+            problems.append(f"store verify --repair ended with {failed}: {mended.tail}")
     return Result(
         name=run.name,
         verdict=await run.verdict(),

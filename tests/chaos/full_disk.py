@@ -31,14 +31,14 @@ async def full(rig: Rig, brokers: BrokerFactory) -> Result:
         try:
             disks = [stack.enter_context(_mounted(Path(folder, name))) for name in ("one", "two")]
         except (OSError, subprocess.CalledProcessError) as error:
-            return Result(name=NAME, facts=f"NOT RUN, for it has to mount small disks: {error}")
+            return Result(name=NAME, not_run=f"it has to mount small disks: {error}")
         properties = {
             "log.dirs": ",".join(map(str, disks)),
             "metadata.log.dir": f"{folder}/metadata",
         }
         broker = stack.enter_context(brokers(properties=properties))
         if isinstance(broker, DockerBroker):
-            return Result(name=NAME, facts="NOT RUN, for the broker's disks are a container's")
+            return Result(name=NAME, not_run="the broker's disks are a container's")
         await asyncio.to_thread(broker.start)
         async with running(
             rig,

@@ -39,6 +39,8 @@ async def kill_loop(
             f" {during:,} records committed between them"
         )
         problems = [] if during else ["no worker lived long enough to commit a record"]
+        if interrupted < kills // 4:
+            problems.append("nearly all of the killed workers had not committed anything yet")
         return Result(name=run.name, verdict=await run.verdict(), facts=facts, problems=problems)
 
 

@@ -42,6 +42,13 @@ class Result:
     verdict: Verdict = field(default_factory=Verdict)
     facts: str = ""
     problems: Sequence[str] = ()
+    not_run: str = ""  # why it cannot be run here
+
+    @property
+    def said(self) -> str:
+        if self.not_run:
+            return "NOT RUN"
+        return "ok" if self.good else "NOT OK"
 
     @property
     def good(self) -> bool:

@@ -159,9 +159,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
     yield f"{'scenario':30} {'records':>8} {'letters':>8} {' '.join(KINDS)}  verdict"
     for one in results:
         counts = " ".join(f"{n:>{len(kind)}}" for kind, n in one.verdict.counts.items())
-        verdict = "ok" if one.good else "NOT OK"
         line = f"{one.name:30} {one.verdict.events:>8,} {one.verdict.letters:>8,} {counts}"
-        yield f"{line}  {verdict}  {one.facts}"
+        yield f"{line}  {one.said}  {one.not_run or one.facts}"
     for one in results:
         found = [text for kind in KINDS for text in getattr(one.verdict, kind)[:5]]
         yield from (f"{one.name}: {text}" for text in [*one.problems, *found])
