@@ -146,6 +146,8 @@ class Soak:
                     task.cancel()
             await onlooker.end()
         self._say(f"published: {publisher.report}")
+        if failed := publisher.report["failed"]:
+            self.faults.problems.append(f"{failed:,.0f} events were not acknowledged")
         await self._end(worker)
 
     async def _befall(self) -> None:

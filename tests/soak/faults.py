@@ -43,7 +43,7 @@ class Faults:
 
     @property
     def turns(self) -> dict[str, Fault]:
-        """In the warm-up each of them comes once."""
+        """In the warm-up all of them come, a few times."""
         return {
             "broker frozen": self.freeze_broker,
             "store frozen": self.freeze_store,
@@ -121,8 +121,12 @@ async def befall(
     """Let one fault after the other happen, and tell of each when the worker has caught up."""
     turns = cycle(faults.turns.items())
     for moment in moments(plan, len(faults.turns)):
-        if max(moment, schedule.now) > plan.seconds - plan.every / 2:
-            return  # the end is for looking at what remained
+        last = plan.seconds - plan.every / 2  # the end is for looking at what remained
+        if moment > last:
+            return
+        if schedule.now > last:
+            faults.problems.append(f"no time was left for faults from {moment:.0f} s on")
+            return
         await asyncio.sleep(max(0.0, moment - schedule.now))
         name, fault = next(turns)
         begin = schedule.now
@@ -136,9 +140,10 @@ async def befall(
 
 
 def moments(plan: Plan, faults: int) -> Iterator[float]:
-    """Give the seconds at which faults begin: each once in the warm-up, then at a steady pace."""
-    for number in range(1, faults + 1):
-        yield number * plan.settled / (faults + 1)
+    """Give the seconds at which faults begin: in rounds in the warm-up, then at a steady pace."""
+    warming = plan.rounds * faults
+    for number in range(1, warming + 1):
+        yield number * plan.settled / (warming + 1)
     yield from count(plan.settled + plan.every, plan.every)
 
 
