@@ -314,6 +314,7 @@ async def test_a_deadlock_with_another_program_is_transient(
 
 
 async def waits_for_a_lock(psql: asyncpg.Connection) -> bool:
+    await psql.execute("SELECT pg_stat_clear_snapshot()")  # a transaction would see it once
     found = await psql.fetchval(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -528,8 +529,10 @@ async def test_a_standby_is_transient_and_its_connection_is_given_up(
     batch = [update("a", 1, last_sync_error="x")]
     async with open_store(own.url) as store, connected(own.url) as admin:
         await store.add(["a"])
+        others = await backends(admin)
+        await store.apply([update("a", 0, last_sync_error="x")])
+        before = await backends(admin) - others
         await admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        before = await backends(admin)
         await admin.execute("SELECT pg_reload_conf()")
 
         async def is_read_only() -> bool:
@@ -542,6 +545,7 @@ async def test_a_standby_is_transient_and_its_connection_is_given_up(
         await admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
         await admin.execute("SELECT pg_reload_conf()")
         assert await applied_again(store, batch) == ["applied"]
+        assert before
         assert not before & await backends(admin)
 
 

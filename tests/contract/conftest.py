@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,34 @@ class Pin:
     @contextmanager
     def on(self, store: Any) -> Iterator[None]:
         """Pin the store's next call that loads; `release` lets it go on."""
-        load = store._load
+        parts = [store, getattr(store, "_batches", store)]
+        loads = [part._load for part in parts]
+        loop = asyncio.get_running_loop()
 
-        async def pinned(*args: Any) -> Any:
-            states = await load(*args)
-            store._load = load
+        def restore() -> None:
+            for part, load in zip(parts, loads, strict=True):
+                part._load = load
+
+        async def wait() -> None:
+            restore()
             self.reached.set()
             await self.release.wait()
-            return states
 
-        store._load = pinned
+        def pinned(load: Any) -> Any:
+            async def pinned(*args: Any) -> Any:
+                states = await load(*args)
+                await wait()
+                return states
+
+            def pinned_in_a_thread(*args: Any) -> Any:
+                rows = load(*args)
+                asyncio.run_coroutine_threadsafe(wait(), loop).result()
+                return rows
+
+            return pinned if iscoroutinefunction(load) else pinned_in_a_thread
+
+        for part, load in zip(parts, loads, strict=True):
+            part._load = pinned(load)
         try:
             yield
         finally:

@@ -408,6 +408,8 @@ async def test_a_call_cancelled_wherever_it_waits_stores_all_or_nothing(
     await store.add(["a", "b"])
     for wait in count(1):
         batch = [update(id_, wait, last_indexed_document_count=wait) for id_ in "ab"]
+        # Connected again: asyncpg leaves a future behind where connecting is cancelled.
+        await store.apply([update("a", 0, last_sync_error="x")])
         cancelling = CancelAtWait(store.apply(batch), wait, delay)
         with suppress(asyncio.CancelledError):
             await asyncio.create_task(cancelling.run())

@@ -2,9 +2,10 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -17,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from schemas.last_sync import LAST_SYNC_TIMES
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, COUNTS, STATE, STORE, Row, assignment
+from worker.stores.postgresql_batches import Connect, PostgresqlBatches
+from worker.stores.rows import CONNECTORS, STATE, STORE, Row
 from worker.stores.sql import Dialect, RejectedError, SqlStore
 
 OPEN_TIMEOUT = 3.5  # seconds
@@ -63,12 +65,6 @@ _MISCONFIGURED = {
 }
 _REJECTED = ("22", "23")
 
-# What is no text, by its column.
-_KINDS = {
-    **dict.fromkeys(LAST_SYNC_TIMES, "timestamptz"),
-    **dict.fromkeys(COUNTS, "bigint"),
-    "sync_cursor": "json",
-}
 _TIMES = [
     place for place, column in enumerate(STATE) if column.name in {*LAST_SYNC_TIMES, "deleted_at"}
 ]
@@ -77,11 +73,16 @@ _TIMES = [
 @asynccontextmanager
 async def open_postgresql(url: str) -> AsyncIterator[SqlStore]:
     """Connect, refuse a schema that is not this release's, and disconnect at the end."""
-    async with _connected(url) as engine:
+    connect = partial(_connect, url)
+    async with _connected(connect) as engine:
         with translated(url):
             async with asyncio.timeout(OPEN_TIMEOUT), engine.begin() as connection:
                 store_id = await _store_id(connection, url)
-        yield SqlStore(engine, _dialect(url), store_id=store_id, revision=HEAD)
+        batches = PostgresqlBatches(connect)
+        try:
+            yield SqlStore(engine, _dialect(url), batches=batches, store_id=store_id, revision=HEAD)
+        finally:
+            await batches.close(CLOSE_TIMEOUT)
 
 
 async def upgrade_postgresql(url: str) -> None:
@@ -89,7 +90,7 @@ async def upgrade_postgresql(url: str) -> None:
     # A third of a second to import.
     from worker.stores.migrations.upgrade import UnknownRevisionError, upgrade  # noqa: PLC0415
 
-    async with _connected(url) as engine:
+    async with _connected(partial(_connect, url)) as engine:
         with translated(url):
             async with engine.begin() as connection:
                 await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
@@ -116,35 +117,9 @@ def _dialect(url: str) -> Dialect:
         then=".*{}",
         sent=_sent,
         received=_received,
-        merge=_merge,
         errors=lambda: translated(url),
         refusals=(),
     )
-
-
-def _merge(
-    columns: Sequence[str],
-    rows: Sequence[Row],
-    mixed: bool,  # noqa: FBT001
-) -> tuple[str, tuple[list[Any], ...]]:
-    """Send an array a column: times and JSON as text, which the server reads."""
-    kinds = {column: _KINDS.get(column, "text") for column in columns}
-    bits = "merged.bits" if mixed else None
-    settings = ", ".join(
-        assignment(column, f"merged.{column}::{kind}", bits) for column, kind in kinds.items()
-    )
-    kinds |= {"bits": "bigint"} if mixed else {}
-    kinds |= {"stamps": "text", "id": "text"}
-    arrays = ", ".join(
-        f"${n}::{'bigint' if kind == 'bigint' else 'text'}[]"
-        for n, kind in enumerate(kinds.values(), 1)
-    )
-    statement = (
-        f"UPDATE {CONNECTORS.name} SET {settings}, stamps = merged.stamps::json"  # noqa: S608  # nosec B608
-        f" FROM unnest({arrays}) AS merged ({', '.join(kinds)})"
-        f" WHERE {CONNECTORS.name}.id = merged.id"
-    )
-    return statement, tuple(map(list, zip(*rows, strict=True)))
 
 
 def _sent(row: Row) -> Row:
@@ -165,20 +140,10 @@ def _received(row: Row) -> Row:
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[AsyncEngine]:
-    async def connect(*_: Any, **__: Any) -> asyncpg.Connection:
-        try:
-            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT)
-        except ssl.SSLError:
-            raise
-        except ValueError as error:
-            raise MisconfiguredError(f"{_named(url)}: {_line(error)}; check the URL") from error
-        await connection.execute(SESSION)
-        return connection
-
+async def _connected(connect: Connect) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        async_creator=lambda *_, **__: connect(),
         json_serializer=str,  # it is text already
         json_deserializer=str,
     )
@@ -188,6 +153,17 @@ async def _connected(url: str) -> AsyncIterator[AsyncEngine]:
         yield engine
     finally:
         await _close(engine)
+
+
+async def _connect(url: str) -> asyncpg.Connection:
+    try:
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT)
+    except ssl.SSLError:
+        raise
+    except ValueError as error:
+        raise MisconfiguredError(f"{_named(url)}: {_line(error)}; check the URL") from error
+    await connection.execute(SESSION)
+    return connection
 
 
 def _forget_standbys(context: ExceptionContext) -> None:

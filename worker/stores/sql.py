@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import JsonValue
 from pydantic_core import PydanticSerializationError
@@ -46,9 +46,7 @@ from worker.stores.rows import (
     REGISTRATION,
     STATE,
     Row,
-    merged_batch,
     merging_state_of,
-    one_shape,
     row_of,
     state_of,
 )
@@ -82,20 +80,31 @@ class Dialect:
     then: str  # the regular expression for "any text, and then {}"
     sent: Callable[[Row], Row]  # a row of `rows.row_of`, as the driver takes it
     received: Callable[[Row], Row]  # and back
-    # The statement, and its values, for columns and rows as `rows.one_shape` gives them.
-    merge: Callable[[Sequence[str], Sequence[Row], bool], tuple[str, Any]]
     errors: Callable[[], AbstractContextManager[None]]  # the driver's errors become ours
     refusals: tuple[type[Exception], ...]  # that the driver raises for content it cannot send
+
+
+class Batches(Protocol):
+    """Merges updates in one transaction, by the driver alone, whose errors come as they are."""
+
+    async def merge(self, updates: Sequence[Update]) -> list[Outcome]: ...
 
 
 class SqlStore:
     """A `ConnectorStore` in a SQL database whose schema is up to date."""
 
     def __init__(
-        self, engine: AsyncEngine, dialect: Dialect, *, store_id: str, revision: str
+        self,
+        engine: AsyncEngine,
+        dialect: Dialect,
+        *,
+        batches: Batches,
+        store_id: str,
+        revision: str,
     ) -> None:
         self._engine = engine
         self._dialect = dialect
+        self._batches = batches
         self._store_id = store_id
         self._revision = revision
         self._refusals: tuple[type[Exception], ...] = (
@@ -107,7 +116,8 @@ class SqlStore:
         self._upsert = upsert.string
         self._select = select(*STATE).where(dialect.has_id)
         self._select_stamps = select(*MERGING).where(dialect.has_id)
-        self._lock, self._lock_stamps = map(_locking, (self._select, self._select_stamps))
+        # In one order everywhere: two writers would else wait for each other, each with one row.
+        self._lock = self._select.order_by(CONNECTORS.c.id).with_for_update()
 
     @property
     def remote(self) -> bool:
@@ -121,11 +131,20 @@ class SqlStore:
         if not updates:
             return []
         try:
-            async with self._writing() as connection:
-                rows = await self._load(connection, _ids(updates), self._lock_stamps)
-                return await self._merge(connection, rows, updates)
-        except RejectedError:
-            return await self._apply_bisecting(updates)
+            return await self._merged(updates)
+        except RejectedError as error:
+            if len(updates) == 1:
+                return [Outcome("rejected", str(error))]
+        half = len(updates) // 2
+        return await self.apply(updates[:half]) + await self.apply(updates[half:])
+
+    async def _merged(self, updates: Sequence[Update]) -> list[Outcome]:
+        with self._dialect.errors():
+            try:
+                async with self._dialect.turn, asyncio.timeout(TRANSACTION_TIMEOUT):
+                    return await self._batches.merge(updates)
+            except self._refusals as error:
+                raise RejectedError(str(error)) from error
 
     async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
         async with self._reading() as connection:
@@ -278,25 +297,6 @@ class SqlStore:
         name = self._dialect.name
         return f"{name} {version}, schema {self._revision}, store {self._store_id}"
 
-    async def _apply_bisecting(self, updates: Sequence[Update]) -> list[Outcome]:
-        async with self._writing() as connection:
-            await self._load(connection, _ids(updates), self._lock_stamps)
-            return await self._bisect(connection, updates)
-
-    async def _bisect(
-        self, connection: AsyncConnection, updates: Sequence[Update]
-    ) -> list[Outcome]:
-        rows = await self._rows(connection, self._select_stamps, _ids(updates))
-        try:
-            async with connection.begin_nested():  # PostgreSQL goes on after an error only so
-                return await self._merge(connection, rows, updates)
-        except RejectedError as error:
-            if len(updates) == 1:
-                return [Outcome("rejected", str(error))]
-            half = len(updates) // 2
-            first = await self._bisect(connection, updates[:half])
-            return first + await self._bisect(connection, updates[half:])
-
     async def _load(
         self, connection: AsyncConnection, connector_ids: Iterable[str], query: Select[Any]
     ) -> Sequence[Row]:
@@ -332,20 +332,6 @@ class SqlStore:
             except self._refusals as error:
                 raise RejectedError(str(error)) from error
 
-    async def _merge(
-        self, connection: AsyncConnection, rows: Iterable[Row], updates: Sequence[Update]
-    ) -> list[Outcome]:
-        """Write what the updates change, in one statement."""
-        with self._dialect.errors():
-            try:
-                changes, outcomes = merged_batch(rows, updates)
-                if changes:
-                    statement, values = self._dialect.merge(*one_shape(changes))
-                    await connection.exec_driver_sql(statement, values)
-            except self._refusals as error:
-                raise RejectedError(str(error)) from error
-        return outcomes
-
     def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._transaction(self._dialect.begin_read)
 
@@ -362,11 +348,6 @@ class SqlStore:
                 if begin is not None:
                     await connection.exec_driver_sql(begin)
                 yield connection
-
-
-def _locking(query: Select[Any]) -> Select[Any]:
-    # In one order everywhere: two writers would else wait for each other, each with one row.
-    return query.order_by(CONNECTORS.c.id).with_for_update()
 
 
 def _ids(updates: Sequence[Update]) -> set[str]:

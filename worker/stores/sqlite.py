@@ -6,8 +6,9 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.errors import MisconfiguredError, TransientError
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS, STORE, Row, assignment
+from worker.stores.rows import CONNECTORS, STORE
 from worker.stores.sql import Dialect, RejectedError, SqlStore
+from worker.stores.sqlite_batches import SqliteBatches
 
 CACHE_KIB = 8_192
 CHECKPOINT_PAGES = 8_192  # 32 MiB of log: a large batch touches thousands of pages, most again
@@ -59,9 +61,11 @@ async def open_sqlite(url: str, *, make: bool = True) -> AsyncIterator[SqlStore]
     )
     event.listen(engine.sync_engine, "connect", _set_up)
     event.listen(engine.sync_engine, "invalidate", _roll_back)
+    batches = SqliteBatches(partial(_connected, path))
     try:
-        yield SqlStore(engine, _dialect(url), store_id=store_id, revision=HEAD)
+        yield SqlStore(engine, _dialect(url), batches=batches, store_id=store_id, revision=HEAD)
     finally:
+        await batches.close()
         await engine.dispose()
 
 
@@ -81,19 +85,9 @@ def _dialect(url: str) -> Dialect:
         then="(?>.*?{})",  # never tried twice: Python's engine would take exponential time
         sent=lambda row: row,
         received=lambda row: row,
-        merge=_merge,
         errors=lambda: translated(url),
         refusals=(OverflowError, UnicodeEncodeError),
     )
-
-
-def _merge(columns: Sequence[str], rows: Sequence[Row], mixed: bool) -> tuple[str, list[Row]]:  # noqa: FBT001
-    last = len(columns) + mixed
-    bits = f"?{last}" if mixed else None
-    settings = [assignment(column, f"?{n}", bits) for n, column in enumerate(columns, 1)]
-    settings.append(f"stamps = ?{last + 1}")
-    statement = f"UPDATE {CONNECTORS.name} SET {', '.join(settings)} WHERE id = ?{last + 2}"  # noqa: S608  # nosec B608
-    return statement, list(rows)
 
 
 @contextmanager
@@ -159,7 +153,13 @@ def _may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _set_up(connection: Any, _: Any) -> None:
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    _set_up(connection)
+    return connection
+
+
+def _set_up(connection: Any, *_: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute(f"PRAGMA cache_size = -{CACHE_KIB}")

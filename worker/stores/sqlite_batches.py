@@ -1,0 +1,74 @@
+"""Batches of updates merged into SQLite in one step of a thread.
+
+Through SQLAlchemy and aiosqlite a batch is a dozen errands to a thread and back: more than all the
+other work for one of a few updates.
+"""
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from worker.merge import Outcome, Update
+from worker.stores.rows import CONNECTORS, Row, assignment, merged_batch, one_shape
+
+_SELECT = (
+    f"SELECT id, stamps, deleted_at IS NOT NULL FROM {CONNECTORS.name}"  # noqa: S608  # nosec B608
+    " WHERE id IN (SELECT value FROM json_each(?))"
+)
+
+
+class SqliteBatches:
+    """Merges on a connection and a thread of its own."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, "sqlite")
+
+    async def merge(self, updates: Sequence[Update]) -> list[Outcome]:
+        """Merge the updates in one transaction, which a cancelled call gives up."""
+        given_up = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._merge, updates, given_up
+        )
+        try:
+            return await work
+        finally:
+            given_up.set()
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown(wait=False)
+
+    def _merge(self, updates: Sequence[Update], given_up: threading.Event) -> list[Outcome]:
+        if self._connection is None:
+            self._connection = self._connect()
+        self._connection.execute("BEGIN IMMEDIATE")
+        with self._connection as connection:  # which commits, or rolls back
+            changes, outcomes = merged_batch(self._load(connection, updates), updates)
+            if changes:
+                connection.executemany(*_update(*one_shape(changes)))
+            if given_up.is_set():
+                connection.rollback()
+        return outcomes
+
+    @staticmethod
+    def _load(connection: sqlite3.Connection, updates: Sequence[Update]) -> Sequence[Row]:
+        ids = {update.connector_id for update in updates}
+        return connection.execute(_SELECT, [json.dumps(list(ids))]).fetchall()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _update(columns: Sequence[str], rows: Sequence[Row], mixed: bool) -> tuple[str, Sequence[Row]]:  # noqa: FBT001
+    last = len(columns) + mixed
+    bits = f"?{last}" if mixed else None
+    settings = [assignment(column, f"?{n}", bits) for n, column in enumerate(columns, 1)]
+    settings.append(f"stamps = ?{last + 1}")
+    statement = f"UPDATE {CONNECTORS.name} SET {', '.join(settings)} WHERE id = ?{last + 2}"  # noqa: S608  # nosec B608
+    return statement, rows
