@@ -1,5 +1,6 @@
 """Fixtures for tests on a real broker and of the real program."""
 
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from tests.postgres import (
     find_postgres,
 )
 from tests.programs import LAST_SYNC, Cli, Spawn
+from worker import logs
 
 ENVIRON = pytest.StashKey[Mapping[str, str]]()
 BROKERS = pytest.StashKey[BrokerFactory | NoBrokerError]()
@@ -44,6 +46,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ENVIRON] = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("LAST_SYNC_")]:
         del os.environ[name]
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Undo `logs.configure` at the end."""
+    root, audits = logging.getLogger(), logging.getLogger(logs.AUDIT)
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, audits.handlers, audits.propagate = handlers, [], True
+    for name in ("", "worker", logs.AUDIT, "aiokafka.cluster", "elastic_transport"):
+        logging.getLogger(name).setLevel(level if name == "" else logging.NOTSET)
+    logging.captureWarnings(capture=False)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -2,10 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from tests.hostile import STEERING, assert_harmless
 from worker import logs
@@ -13,16 +11,7 @@ from worker import logs
 HOSTILE = 'a"}, {"id": "b\n\x1b[31m\u2028\ud800'
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root, audits = logging.getLogger(), logging.getLogger(logs.AUDIT)
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers, audits.handlers, audits.propagate = handlers, [], True
-    for name in ("", "worker", logs.AUDIT, "aiokafka.cluster", "elastic_transport"):
-        logging.getLogger(name).setLevel(level if name == "" else logging.NOTSET)
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def without_time(line: str) -> dict[str, object]:

@@ -17,6 +17,7 @@ from yarl import URL
 from tests.api.conftest import Api, served
 from tests.eventually import eventually
 from tests.hostile import STEERING, assert_harmless
+from worker import logs
 from worker.api import bodies, serving
 from worker.stores.sql import SqlStore
 
@@ -159,6 +160,7 @@ async def test_a_locked_store_is_a_503(store: SqlStore, api: Api, tmp_path: Path
     assert (await api.last_sync(BODY)).status == 200
 
 
+@pytest.mark.usefixtures("logging_as_before")
 async def test_a_bug_is_a_500_that_says_nothing(
     api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,12 +168,13 @@ async def test_a_bug_is_a_500_that_says_nothing(
         raise RuntimeError("a secret of the store")
 
     monkeypatch.setattr(SqlStore, "put_last_sync", broken)
+    logs.configure("info", "json")
     answer = await api.call("PUT", "/_connector/my%2Dconnector/_last_sync", BODY)
     assert answer.status == 500
     assert answer.body["error"]["reason"] == "the server failed; its log says why"
-    logged = capsys.readouterr().out
-    assert "a secret of the store" in logged
-    assert "path=/_connector/my%2Dconnector" in logged  # ids could hold terminal sequences
+    logged = json.loads(capsys.readouterr().err)
+    assert "a secret of the store" in str(logged["exception"])
+    assert logged["path"] == "/_connector/my%2Dconnector/_last_sync"  # ids could steer a terminal
 
 
 @pytest.mark.parametrize(

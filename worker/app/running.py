@@ -1,9 +1,10 @@
 """The worker: from its settings to the loop, and to its end."""
 
 import asyncio
+import ctypes
 import gc
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -28,6 +29,8 @@ log = get_logger(__name__)
 JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
 CLEANUP_TIMEOUT = 4.0  # seconds
 VERSION = version("last-sync-worker")
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE = 256 * 1024  # bytes from which on a block goes back to the system when it is freed
 COLLECT_AFTER = 50_000  # objects made since the last collection, less those gone by themselves
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
@@ -68,10 +71,14 @@ def settle_memory() -> None:
 
     A batch in hand is thousands of objects without cycles; by default they are all looked at again
     and again, which takes a tenth of the time.
+
+    glibc would keep as much memory free as twice the largest answer of a broker that it ever saw.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 50)
+    with suppress(AttributeError):  # other C libraries have no such call
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 async def _until_stopped(
