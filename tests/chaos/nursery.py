@@ -32,6 +32,12 @@ class Member:
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
+    def logged(self) -> list[dict[str, Any]]:
+        """What it has logged so far, in whole lines."""
+        whole, _, _ = self.stderr.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    @property
     def exit_code(self) -> int | None:
         """None while it runs."""
         if self._code is None:
