@@ -78,6 +78,7 @@ class Run:
         self.kafka, self.topics = Kafka(bootstrap), Topics.unique()
         self.registered = mix.registered
         self.send_timeout, self.chunk = PATIENCE, CHUNK
+        self.resets: dict[str, str] = {}  # when connectors were last reset
         self.unsure: list[Item] = []  # sent, and the brokers did not say what became of it
         self.history = History(rig.folder / f"{name}.history.jsonl")
         self.environ = {
@@ -122,6 +123,15 @@ class Run:
                 group.create_task(self._publish(items, seconds * self.chunk / share))
 
     async def _publish(self, items: Iterator[Item], pause: float) -> None:
+        async with self.producing() as producer:
+            due = time.monotonic()
+            while not self.enough.is_set() and (chunk := list(islice(items, self.chunk))):
+                due += pause
+                await self.send(producer, chunk)
+                await asyncio.sleep(max(0, due - time.monotonic()))
+
+    @asynccontextmanager
+    async def producing(self) -> AsyncIterator[AIOKafkaProducer]:
         producer = AIOKafkaProducer(
             bootstrap_servers=self.kafka.bootstrap,
             acks="all",
@@ -130,15 +140,11 @@ class Run:
         )
         await producer.start()
         try:
-            due = time.monotonic()
-            while not self.enough.is_set() and (chunk := list(islice(items, self.chunk))):
-                due += pause
-                await self._send(producer, chunk)
-                await asyncio.sleep(max(0, due - time.monotonic()))
+            yield producer
         finally:
             await producer.stop()
 
-    async def _send(self, producer: AIOKafkaProducer, chunk: Sequence[Item]) -> None:
+    async def send(self, producer: AIOKafkaProducer, chunk: Sequence[Item]) -> None:
         done = await asyncio.gather(*(self._sent(producer, item) for item in chunk))
         self.history.add(filter(None, done))
 
@@ -237,7 +243,9 @@ class Run:
 
     def _checked(self) -> Verdict:
         history = self.history
-        return check(history.sent(), self.registered, history.reads(), history.letters())
+        return check(
+            history.sent(), self.registered, history.reads(), history.letters(), self.resets
+        )
 
     async def listed(self) -> dict[str, Fields]:
         environ = self.environ
