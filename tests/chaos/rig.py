@@ -10,8 +10,9 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tests.eventually import eventually
 from tests.kafka import Kafka, Topics
 from tests.oracle import Fields
 from worker.errors import TransientError
-from worker.stores import open_store
+from worker.stores import ConnectorStore, open_store
 
 SESSION = 1_500  # milliseconds; a dead member blocks its group until its session ends
 PATIENCE = 40.0  # seconds
@@ -104,8 +105,20 @@ class Run:
         return self.rig.nursery.spawn("run", faults=faults, environ=environ)
 
     async def register(self, connector_ids: Sequence[str]) -> None:
-        async with open_store(self.store) as store:
+        async with self.opened() as store:
             await store.add(connector_ids)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[ConnectorStore]:
+        """Open the store, again while the machine is too busy for it to answer in time."""
+        async with AsyncExitStack() as stack:
+            yield await eventually(partial(self._tried, stack), PATIENCE)
+
+    async def _tried(self, stack: AsyncExitStack) -> ConnectorStore | None:
+        try:
+            return await stack.enter_async_context(open_store(self.store))
+        except TransientError:
+            return None
 
     # --- publishing ----------------------------------------------------------------------------
 
@@ -167,7 +180,7 @@ class Run:
     async def observe(self) -> None:
         """Note what changed in the store, while it answers, again and again until cancelled."""
         seen: dict[str, Fields] = {}
-        async with open_store(self.store) as store:
+        async with self.opened() as store:
             while True:
                 await asyncio.sleep(LOOK)
                 try:

@@ -45,8 +45,10 @@ ACTS = {EVENTS: 45, PUTS: 45, REPLACED: 6, DELETED: 3, COMMANDED: 1}  # how ofte
 MANY = 20  # kills, in whose time everything has to have happened
 UNIQUE = 10**9  # counts from here on are a second writer's: each tells which
 AT_ONCE = 10  # connectors registered by one command
-FEW = "20"  # letters in a batch of a replay, so that one can be killed between two
-AWAY = 3  # answers of 503 that a caller takes before it gives up
+# In small batches, so that it can be killed between two.
+LETTERS = ("--reason", "connector_not_found", "--batch-size", "20")
+REPLAY = ("dlq", "replay", *LETTERS, "--yes", "--json")
+AWAY, CANNOT_START = 3, 3  # tries, of which each but the last may fail by a 503 or this exit code
 
 # What workers that are wrong on purpose cost here.
 FINDS = {
@@ -91,9 +93,15 @@ class Stage:
         nursery, environ = self.run.rig.nursery, self.run.environ
         return nursery.spawn(*arguments, faults=self.faults, environ=environ)
 
-    async def connectors(self, what: str, *names: str) -> None:
-        member = self.command("connectors", what, *names)
-        assert await member.ended(60) == 0, member.tail
+    async def finished(self, *arguments: str, codes: Sequence[int] = (0,)) -> Member:
+        """Run it to its end, again where the machine was too busy for it to start in time."""
+        for _ in range(AWAY):
+            member = self.command(*arguments)
+            code = await member.ended(120)
+            if code != CANNOT_START:
+                break
+        assert code in codes, f"{arguments} ended with {code}: {member.tail}"
+        return member
 
 
 async def second_writers(rig: Rig, *, kills: int, bug: str = "", seed: int = 1) -> Result:
@@ -211,8 +219,8 @@ async def _reset(stage: Stage, connector: str, what: str) -> None:
         await asyncio.sleep(0.5)  # for records that find nobody
         await stage.ask("PUT", path, {})
     else:
-        at = await _timed(lambda: stage.connectors("delete", connector))
-        await stage.connectors("add", connector)
+        at = await _timed(lambda: stage.finished("connectors", "delete", connector))
+        await stage.finished("connectors", "add", connector)
     stage.run.resets[connector] = at
 
 
@@ -233,7 +241,7 @@ def _now() -> str:
 async def _register(stage: Stage, seconds: float) -> None:
     for first in range(0, len(LATE), AT_ONCE):
         await asyncio.sleep(seconds * AT_ONCE / len(LATE))
-        await stage.connectors("add", *LATE[first : first + AT_ONCE])
+        await stage.finished("connectors", "add", *LATE[first : first + AT_ONCE])
         stage.done["registered late"] += AT_ONCE
 
 
@@ -241,7 +249,7 @@ async def _replay_all_the_while(stage: Stage) -> None:
     """Each second replay is killed in the middle of its work, if it has so much to do."""
     while not stage.over.is_set():
         await _replay(stage, open_ones=True)
-        replay = _replaying(stage)
+        replay = stage.command(*REPLAY)
         await eventually(partial(_has_begun, replay), 60)
         if replay.exit_code is None:
             replay.signal(signal.SIGKILL)
@@ -253,15 +261,8 @@ def _has_begun(replay: Member) -> bool:
     return bool(replay.stdout) or replay.exit_code is not None
 
 
-def _replaying(stage: Stage) -> Member:
-    chosen = ("--reason", "connector_not_found", "--yes", "--json", "--batch-size", FEW)
-    return stage.command("dlq", "replay", *chosen)
-
-
 async def _replay(stage: Stage, *, open_ones: bool = False) -> None:
     """Replay to the end; letters may stay open while their connectors are not registered."""
-    replay = _replaying(stage)
-    code = await replay.ended(120)
-    assert code == 0 or (open_ones and code == 1), replay.tail
+    replay = await stage.finished(*REPLAY, codes=(0, 1) if open_ones else (0,))
     for line in replay.stdout.splitlines():
         stage.done[f"replayed: {json.loads(line)['outcome']}"] += 1
