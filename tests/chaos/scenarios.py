@@ -67,9 +67,9 @@ def scenarios(
     yield "kills-sqlite", partial(loop, "sqlite", workers=1, seed=sizes.seed)
     yield "kills-postgresql", partial(loop, "postgresql", workers=3, seed=sizes.seed)
     yield "rebalances", partial(rebalances.storm, rig, rounds=sizes.rebalances, seed=sizes.seed)
+    yield from _outages(rig, sizes, brokers, servers)
     beside = partial(second_writers.second_writers, rig, seed=sizes.seed)
     yield "second-writers", partial(beside, kills=sizes.writers)
-    yield from _outages(rig, sizes, brokers, servers)
     rounds = sizes.shutdowns
     yield "shutdown-broker-dead", partial(_shutdown_without_broker, rig, brokers, rounds)
     yield "shutdown-store-dead", partial(_shutdown_without_store, rig, servers, rounds)

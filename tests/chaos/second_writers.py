@@ -42,9 +42,11 @@ PACE, LONGEST = 300, 400.0  # old events a second, and seconds
 EVENTS, PUTS, REPLACED, DELETED = "events", "PUTs", "replaced", "deleted"
 COMMANDED = "deleted by command"
 ACTS = {EVENTS: 45, PUTS: 45, REPLACED: 6, DELETED: 3, COMMANDED: 1}  # how often, in 100
+REST = (0.0, 0.3)  # seconds of a writer between two acts
 MANY = 20  # kills, in whose time everything has to have happened
 UNIQUE = 10**9  # counts from here on are a second writer's: each tells which
 AT_ONCE = 10  # connectors registered by one command
+BETWEEN_REPLAYS = 2.0  # seconds; starting a program costs the machine the most
 # In small batches, so that it can be killed between two.
 LETTERS = ("--reason", "connector_not_found", "--batch-size", "20")
 REPLAY = ("dlq", "replay", *LETTERS, "--yes", "--json")
@@ -173,7 +175,7 @@ async def _write(stage: Stage, number: int, chance: random.Random) -> None:
             else:
                 await _reset(stage, connector, what)
             stage.done[what] += 1
-            await asyncio.sleep(chance.uniform(0, 0.1))
+            await asyncio.sleep(chance.uniform(*REST))
 
 
 def _event(stage: Stage, connector: str, chance: random.Random) -> Event:
@@ -248,6 +250,7 @@ async def _register(stage: Stage, seconds: float) -> None:
 async def _replay_all_the_while(stage: Stage) -> None:
     """Each second replay is killed in the middle of its work, if it has so much to do."""
     while not stage.over.is_set():
+        await asyncio.sleep(BETWEEN_REPLAYS)
         await _replay(stage, open_ones=True)
         replay = stage.command(*REPLAY)
         await eventually(partial(_has_begun, replay), 60)
