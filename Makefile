@@ -35,7 +35,7 @@ test: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests, on a real Kafka (mi
 test-slow: $(VENV)/dev.stamp $(VENV)/clients.stamp  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-chaos: $(VENV)/dev.stamp  ## kills, crashes, floods, shutdowns and broken brokers, with a checker (10 minutes)
+chaos: $(VENV)/dev.stamp  ## kills, crashes, floods, shutdowns and broken brokers, with a checker (10 to 15 minutes)
 	$(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
 
 soak: $(VENV)/dev.stamp  ## an hour at 2,000 events/s with faults: memory, descriptors, threads, delay

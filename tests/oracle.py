@@ -52,9 +52,8 @@ def stamp_of(event: Event) -> Stamp:
         separators=(",", ":"),
         ensure_ascii=False,
     )
-    since = at - datetime(1970, 1, 1, tzinfo=UTC)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return since // timedelta(microseconds=1), rank, event["event_id"], digest
+    return microseconds(at), rank, event["event_id"], digest
 
 
 def fields_of(event: Event) -> Fields:
@@ -94,6 +93,10 @@ def from_job(job: dict[str, Any], occurred_at: str) -> Fields:
 
 def moment(written: str) -> datetime:
     return datetime.fromisoformat(written.upper()).astimezone(UTC)
+
+
+def microseconds(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def text(at: datetime) -> str:

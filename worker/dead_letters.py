@@ -23,6 +23,22 @@ MAX_BATCH = 64 * 1024  # bytes; below what a topic of letters takes as one recor
 Tombstone = tuple[int, bytes, Sequence[tuple[str, bytes]]]  # partition, key, headers
 
 
+class _Producer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka ships no types
+    """Drops at its stop what nobody waits for any more.
+
+    aiokafka's own would go on sending it, after a stop that ran out of time for as long as the
+    process lives: letters of a batch that was given up, and may since have been applied elsewhere.
+    """
+
+    async def stop(self) -> None:
+        if self._sender.sender_task is not None:
+            self._sender.sender_task.cancel()
+        for batch in self._message_accumulator._pending_batches:  # noqa: SLF001 - nothing public
+            batch._ttl = 0  # noqa: SLF001 - what is in flight is not tried again
+        await self.client.close()
+        await super().stop()
+
+
 class DeadLetterTopic:
     """The topic of open letters, keyed by letter id: writing one again changes nothing.
 
@@ -62,8 +78,8 @@ class DeadLetterTopic:
                 f"fits {self._max_bytes} bytes, which it took when this worker started: "
                 "run `last-sync topics create`"
             ) from None
-        except TransientError:
-            await self._drop_producer()  # after a time-out its buffers cannot be trusted
+        except (TransientError, asyncio.CancelledError):
+            await self._drop_producer()
             raise
         return written
 
@@ -81,7 +97,7 @@ class DeadLetterTopic:
                 f"the dead-letter topic {topic} refuses a tombstone as too large: raise its "
                 "max.message.bytes"
             ) from None
-        except TransientError:
+        except (TransientError, asyncio.CancelledError):
             await self._drop_producer()
             raise
 
@@ -102,7 +118,7 @@ class DeadLetterTopic:
         await asyncio.gather(*sent)
 
     async def _connected(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
+        producer = _Producer(
             **kafka.client_options(self._settings),
             acks="all",
             max_batch_size=MAX_BATCH,

@@ -39,8 +39,3 @@ async def _suffer(run: Run, faults: Sequence[str]) -> None:
         await worker.says("partitions.assigned")
         await run.disturb(worker)
     assert await worker.ended(30) == -signal.SIGKILL, worker.tail
-
-
-def found_out(bug: str, result: Result) -> bool:
-    _, costs = SUFFERS[bug]
-    return any(result.verdict.counts[kind] for kind in costs)

@@ -50,8 +50,12 @@ def check(
     registered: Collection[str],
     reads: Iterable[Read],
     letters: Collection[Letter],
+    resets: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Judge a run; of what was sent only the demands are kept, so it may come from a stream."""
+    """Judge a run; of what was sent only the demands are kept, so it may come from a stream.
+
+    Events from before their connector's last reset must not be seen in the store at the end.
+    """
     verdict, known = Verdict(letters=len(letters)), set(registered)
     expected: dict[Origin, Letter] = {}
     claims: Claims = {}
@@ -62,7 +66,7 @@ def check(
         elif entry.event:
             _claim(claims, entry.event)
     _check_letters(verdict, expected, letters)
-    _check_store(verdict, claims, known, reads)
+    _check_store(verdict, claims, known, reads, resets or {})
     return verdict
 
 
@@ -112,7 +116,11 @@ def _key(value: Any) -> str:
 
 
 def _check_store(
-    verdict: Verdict, claims: Claims, registered: set[str], reads: Iterable[Read]
+    verdict: Verdict,
+    claims: Claims,
+    registered: set[str],
+    reads: Iterable[Read],
+    resets: Mapping[str, str],
 ) -> None:
     seen: dict[Field, str] = {}
     floor: dict[Field, Stamp] = {}  # a field was once seen to be at least as new as this
@@ -126,7 +134,20 @@ def _check_store(
             if seen.get(place) != value:
                 seen[place] = value
                 _check_read(verdict, claims, floor, blamed, place, value)
-    _check_end(verdict, claims, registered, at_end, blamed)
+    _check_end(verdict, _since(claims, resets), registered, at_end, blamed)
+
+
+def _since(claims: Claims, resets: Mapping[str, str]) -> Claims:
+    """Leave only what was claimed after the connector's reset, be it nothing."""
+    ends = {name: oracle.microseconds(oracle.moment(at)) for name, at in resets.items()}
+    return {
+        place: {
+            value: later
+            for value, stamps in made.items()
+            if (later := [stamp for stamp in stamps if stamp[0] > ends.get(place[0], -1)])
+        }
+        for place, made in claims.items()
+    }
 
 
 def _values(connectors: Mapping[str, Fields]) -> Iterable[tuple[Field, str]]:
@@ -164,8 +185,12 @@ def _check_end(
     verdict.lost += [f"connector {name} is not there" for name in registered - at_end.keys()]
     verdict.wrong += [f"connector {name} is there" for name in at_end.keys() - registered]
     for place, made in claims.items():
-        newest = max(made, key=lambda value: max(made[value]))
         connector, name = place
         found = at_end.get(connector, {})
+        if not made:
+            if name in found and place not in blamed:
+                verdict.regressed.append(f"{place} is {found[name]!r}, of before its reset")
+            continue
+        newest = max(made, key=lambda value: max(made[value]))
         if (name not in found or _key(found[name]) != newest) and place not in blamed:
             verdict.lost.append(f"{place} is {found.get(name)!r} and not {newest}")

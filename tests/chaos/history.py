@@ -76,7 +76,10 @@ class History:
     def _of(self, kind: str) -> Iterable[dict[str, Any]]:
         self._file.flush()
         with self._path.open(encoding="utf-8") as lines:
-            for entry in map(json.loads, lines):
+            for line in lines:
+                if not line.endswith("\n"):
+                    return  # half of it: it is still being written, or its writer was killed
+                entry = json.loads(line)
                 if entry.pop("kind") == kind:
                     yield entry
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 import time
+from collections.abc import Sequence
 
 from tests.chaos.nursery import Member
 from tests.chaos.rig import Result, Rig, Run, running
@@ -27,7 +28,7 @@ async def kill_loop(
         seconds = kills * (sum(PAUSE) / 2 + (REJOIN if workers == 1 else FIND))
         publishing = asyncio.create_task(run.publish(events, seconds=seconds, seed=seed))
         try:
-            interrupted = await _kill(run, workers, kills, random.Random(seed))  # noqa: S311
+            interrupted = await kill(run, workers, kills, random.Random(seed))  # noqa: S311
             await publishing
         finally:
             publishing.cancel()
@@ -44,19 +45,27 @@ async def kill_loop(
         return Result(name=run.name, verdict=await run.verdict(), facts=facts, problems=problems)
 
 
-async def _kill(run: Run, workers: int, kills: int, chance: random.Random) -> int:
+async def kill(
+    run: Run,
+    workers: int,
+    kills: int,
+    chance: random.Random,
+    *,
+    pause: tuple[float, float] = PAUSE,
+    faults: Sequence[str] = (),
+) -> int:
     """Kill and replace; tell how many of the victims had committed a batch."""
-    members = [run.worker() for _ in range(workers)]
+    members = [run.worker(*faults) for _ in range(workers)]
     said, interrupted = time.monotonic(), 0
     try:
         for number in range(kills):
             victim = await _one_that_works(members, chance)
-            await asyncio.sleep(chance.uniform(*PAUSE))
+            await asyncio.sleep(chance.uniform(*pause))
             victim.signal(signal.SIGKILL)
             code = await victim.ended()
             if code != -signal.SIGKILL:
                 raise AssertionError(f"a worker ended by itself, with {code}: {victim.tail}")
-            members[members.index(victim)] = run.worker()
+            members[members.index(victim)] = run.worker(*faults)
             interrupted += '"batch.done"' in victim.stderr
             if time.monotonic() - said > REPORT:
                 said = time.monotonic()

@@ -24,12 +24,21 @@ class Member:
 
     @property
     def stdout(self) -> str:
-        return self._stem.with_suffix(".out").read_text(errors="replace")
+        return self._written(".out")
 
     @property
     def stderr(self) -> str:
-        path = self._stem.with_suffix(".err")
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self._written(".err")
+
+    def _written(self, suffix: str) -> str:
+        path = self._stem.with_suffix(suffix)
+        return path.read_text(errors="replace") if path.exists() else ""  # it is not yet born
+
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        """What it has logged so far, in whole lines."""
+        whole, _, _ = self.stderr.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     @property
     def exit_code(self) -> int | None:

@@ -10,8 +10,9 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tests.eventually import eventually
 from tests.kafka import Kafka, Topics
 from tests.oracle import Fields
 from worker.errors import TransientError
-from worker.stores import open_store
+from worker.stores import ConnectorStore, open_store
 
 SESSION = 1_500  # milliseconds; a dead member blocks its group until its session ends
 PATIENCE = 40.0  # seconds
@@ -78,6 +79,7 @@ class Run:
         self.kafka, self.topics = Kafka(bootstrap), Topics.unique()
         self.registered = mix.registered
         self.send_timeout, self.chunk = PATIENCE, CHUNK
+        self.resets: dict[str, str] = {}  # when connectors were last reset
         self.unsure: list[Item] = []  # sent, and the brokers did not say what became of it
         self.history = History(rig.folder / f"{name}.history.jsonl")
         self.environ = {
@@ -103,8 +105,20 @@ class Run:
         return self.rig.nursery.spawn("run", faults=faults, environ=environ)
 
     async def register(self, connector_ids: Sequence[str]) -> None:
-        async with open_store(self.store) as store:
+        async with self.opened() as store:
             await store.add(connector_ids)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[ConnectorStore]:
+        """Open the store, again while the machine is too busy for it to answer in time."""
+        async with AsyncExitStack() as stack:
+            yield await eventually(partial(self._tried, stack), PATIENCE)
+
+    async def _tried(self, stack: AsyncExitStack) -> ConnectorStore | None:
+        try:
+            return await stack.enter_async_context(open_store(self.store))
+        except TransientError:
+            return None
 
     # --- publishing ----------------------------------------------------------------------------
 
@@ -122,6 +136,15 @@ class Run:
                 group.create_task(self._publish(items, seconds * self.chunk / share))
 
     async def _publish(self, items: Iterator[Item], pause: float) -> None:
+        async with self.producing() as producer:
+            due = time.monotonic()
+            while not self.enough.is_set() and (chunk := list(islice(items, self.chunk))):
+                due += pause
+                await self.send(producer, chunk)
+                await asyncio.sleep(max(0, due - time.monotonic()))
+
+    @asynccontextmanager
+    async def producing(self) -> AsyncIterator[AIOKafkaProducer]:
         producer = AIOKafkaProducer(
             bootstrap_servers=self.kafka.bootstrap,
             acks="all",
@@ -130,15 +153,11 @@ class Run:
         )
         await producer.start()
         try:
-            due = time.monotonic()
-            while not self.enough.is_set() and (chunk := list(islice(items, self.chunk))):
-                due += pause
-                await self._send(producer, chunk)
-                await asyncio.sleep(max(0, due - time.monotonic()))
+            yield producer
         finally:
             await producer.stop()
 
-    async def _send(self, producer: AIOKafkaProducer, chunk: Sequence[Item]) -> None:
+    async def send(self, producer: AIOKafkaProducer, chunk: Sequence[Item]) -> None:
         done = await asyncio.gather(*(self._sent(producer, item) for item in chunk))
         self.history.add(filter(None, done))
 
@@ -161,7 +180,7 @@ class Run:
     async def observe(self) -> None:
         """Note what changed in the store, while it answers, again and again until cancelled."""
         seen: dict[str, Fields] = {}
-        async with open_store(self.store) as store:
+        async with self.opened() as store:
             while True:
                 await asyncio.sleep(LOOK)
                 try:
@@ -237,7 +256,9 @@ class Run:
 
     def _checked(self) -> Verdict:
         history = self.history
-        return check(history.sent(), self.registered, history.reads(), history.letters())
+        return check(
+            history.sent(), self.registered, history.reads(), history.letters(), self.resets
+        )
 
     async def listed(self) -> dict[str, Fields]:
         environ = self.environ

@@ -1,7 +1,6 @@
 """SIGTERM in every situation: exit 0 within the deadline, and nothing lost."""
 
 import asyncio
-import json
 import signal
 import sqlite3
 import time
@@ -111,8 +110,8 @@ async def rebalancing(run: Run) -> AsyncIterator[list[Member]]:
 
 def _partitions(member: Member) -> int:
     """How many it was last given."""
-    given = [line for line in member.stderr.splitlines() if '"partitions.assigned"' in line]
-    return len(json.loads(given[-1])["partitions"]) if given else 0
+    given = [line for line in member.logged if line["event"] == "partitions.assigned"]
+    return len(given[-1]["partitions"]) if given else 0
 
 
 def without_broker(broker: Broker) -> Situation:

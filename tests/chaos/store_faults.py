@@ -1,7 +1,6 @@
 """The store slow, cut off, frozen, killed or refusing while events flow: workers hold and go on."""
 
 import asyncio
-import json
 import random
 import signal
 import time
@@ -235,13 +234,13 @@ async def _through(run: Run, fault: Fault, store: Any, **environ: str) -> Result
     async with _publishing(run):
         for member in members:
             await member.says("batch.done")
-        said, committed = [len(_lines(member)) for member in members], await run.handled()
+        said, committed = [len(member.logged) for member in members], await run.handled()
         counted = await fault.hurt(store, fault.seconds)
         committed = await run.handled() - committed
         resumed = await _goes_on(run)
         if not fault.mends:
             await asyncio.sleep(AFTERWARDS)
-        during = [line for n, m in zip(said, members, strict=True) for line in _lines(m)[n:]]
+        during = [line for n, m in zip(said, members, strict=True) for line in m.logged[n:]]
     await run.drained()
     problems = [*_unhurt(fault, during, committed), *await _dead(members)]
     facts = f"{counted}; {_suffered(fault, during)}, {committed:,} records committed meanwhile"
@@ -304,12 +303,6 @@ async def _mended(run: Run) -> int:
 
 
 # --- whether it hurt -----------------------------------------------------------------------------
-
-
-def _lines(member: Member) -> Lines:
-    """What the worker has logged, in whole lines."""
-    whole, _, _ = member.stderr.rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
 
 def _holds(lines: Lines) -> list[str]:

@@ -109,3 +109,21 @@ def test_a_history_gives_back_what_was_put_in(tmp_path: Path) -> None:
     history.add([*SENT, *seen(1, 3), *LETTERS])
     assert (history.sent(), history.reads(), history.letters()) == (SENT, seen(1, 3), LETTERS)
     history.close()
+
+
+@pytest.mark.parametrize(
+    ("last", "finding"),
+    [(3, {"regressed": 1}), (1, {"regressed": 1}), (None, {})],
+)
+def test_what_was_set_before_a_reset_must_not_be_seen_after_it(
+    last: int | None, finding: dict[str, int]
+) -> None:
+    later = {"a": "2024-01-01T00:00:03Z"}  # the reset beats the events of its own moment
+    found = check(SENT, ["a"], [*seen(3), Read(connectors={"a": {}}), *seen(last)], LETTERS, later)
+    assert {kind: count for kind, count in found.counts.items() if count} == finding
+
+
+def test_what_was_set_after_a_reset_stays() -> None:
+    earlier = {"a": "2024-01-01T00:00:02Z"}
+    assert check(SENT, ["a"], seen(3), LETTERS, earlier).clean
+    assert check(SENT, ["a"], seen(None), LETTERS, earlier).counts["lost"] == 1

@@ -20,6 +20,7 @@ from tests.postgres import PostgresFactory
         "bisection",
         "network-resets",
         "offsets-deleted",
+        "second-writers",
         "bug",
         "without",
         "postgresql-killed rebalances",

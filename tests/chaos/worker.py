@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
+from sqlalchemy import Engine, event
 
 from schemas.dead_letter import DeadLetter
-from worker import cli, stores
+from worker import cli, merge, stores
 from worker.dead_letters import DeadLetterTopic
 from worker.merge import Update
 
@@ -41,7 +42,10 @@ BUGS = (
     "letter_not_awaited",
     "stamp_ignored",
     "revocation_not_drained",
+    "lock_not_taken",
+    "reset_forgotten",
 )
+DAWDLE = 0.1  # seconds between a read without a lock and the write
 LINGER = 0.5  # seconds that a letter nobody waits for stays in the producer
 
 
@@ -138,6 +142,10 @@ def install(faults: Faults) -> None:
     """Wrap the three seams: the client's calls, the store's `apply`, the letters' `publish`."""
     _watch_client(faults)
     _watch_letters(faults)
+    if faults.bug == "lock_not_taken":
+        event.listen(Engine, "before_cursor_execute", _without_lock, retval=True)
+    if faults.bug == "reset_forgotten":
+        vars(merge)["registered"] = lambda _: merge.State(fields={}, stamps={})
     opened = vars(stores)["open_store"]
 
     @asynccontextmanager
@@ -146,6 +154,15 @@ def install(faults: Faults) -> None:
             yield Store(store, faults)
 
     vars(stores)["open_store"] = watched
+
+
+def _without_lock(*call: Any) -> tuple[str, Any]:
+    """Read as if nobody else wrote, and take a moment before what was read is used."""
+    _, _, statement, values, *_ = call
+    if "FOR UPDATE" in statement:
+        unlocked = statement.replace("FOR UPDATE", "")
+        statement = f"SELECT found.* FROM ({unlocked}) AS found, pg_sleep({DAWDLE})"  # noqa: S608
+    return statement, values
 
 
 def _watch_client(faults: Faults) -> None:
