@@ -10,7 +10,10 @@ from tests.brokers import KAFKA, fetch_jars, find_java
 
 ARTIFACT = f"org.apache.kafka:kafka-tools:{KAFKA}:jar"
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
-MAIN = {"kafka-consumer-groups.sh": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"}
+MAIN = {
+    "kafka-consumer-groups.sh": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    "kafka-transactions.sh": "org.apache.kafka.tools.TransactionsCommand",
+}
 FETCH_TIMEOUT = 300.0  # seconds
 
 

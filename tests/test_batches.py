@@ -4,12 +4,13 @@ import gzip
 import struct
 import tracemalloc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cramjam
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBase
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c, encode_varint
 
 from tests.hostile import CODECS, RawName, builder
@@ -120,11 +121,64 @@ def test_a_batch_of_just_the_limit_is_opened(codec: str, monkeypatch: pytest.Mon
     assert len(list(fetched(batch(records, codec)))) == 3
 
 
-def test_a_damaged_batch_is_still_told_by_its_checksum() -> None:
+def spoilt() -> bytes:
     raw = bytearray(batch([small(0), small(1)]))
     raw[-1] ^= 1
-    with pytest.raises(CorruptRecordException):
-        list(fetched(bytes(raw)))
+    return bytes(raw)
+
+
+def test_a_wrong_checksum_stops_the_worker_with_its_place() -> None:
+    where = r"topic topic partition 3 offset 0: the batch up to offset 2 is damaged .*Invalid CRC"
+    with pytest.raises(MisconfiguredError, match=where):
+        list(fetched(spoilt()))
+
+
+def test_what_stands_before_a_damaged_batch_is_read_before_the_worker_stops() -> None:
+    raw = bytearray(spoilt())
+    struct.pack_into(">q", raw, 0, 2)
+    records = fetched(batch([small(0), small(1)]) + raw)
+    assert [one.value for one in records] == [b"0", b"1"]
+    again = Partition(records._tp, Batches(bytes(raw)), [], 2, None, None, True, 1)
+    with pytest.raises(
+        MisconfiguredError, match="partition 3 offset 2: the batch up to offset 4 is damaged"
+    ):
+        list(again)
+
+
+def old(magic: int, codec: int, size: int) -> bytes:
+    """What clients wrote before Kafka 0.11."""
+    made = LegacyRecordBatchBuilder(magic, codec, 100 * MEBIBYTE)
+    made.append(0, 1_000, b"k", bytes(size))
+    return bytes(made.build())
+
+
+@pytest.mark.parametrize("size", [1, 40 * MEBIBYTE])
+@pytest.mark.parametrize("codec", [0, 1, 2])
+@pytest.mark.parametrize("magic", [0, 1])
+def test_a_message_of_an_old_format_is_not_opened_and_named_with_its_place(
+    magic: int, codec: int, size: int
+) -> None:
+    raw = old(magic, codec, size)
+    where = rf"topic topic partition 3 offset 0: a message in format v{magic}, and"
+    tracemalloc.start()
+    try:
+        with pytest.raises(MisconfiguredError, match=where):
+            list(fetched(raw))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < MEBIBYTE
+
+
+def test_bytes_too_few_for_a_batch_stop_the_worker_with_their_place() -> None:
+    with pytest.raises(MisconfiguredError, match=r"partition 3 offset 0: .* is damaged"):
+        list(fetched(struct.pack(">qi", 0, 3) + b"abc"))
+
+
+@pytest.mark.parametrize("codec", [5, 6, 7])
+def test_a_codec_that_there_is_not_stops_the_worker_with_its_place(codec: int) -> None:
+    with pytest.raises(MisconfiguredError, match=r"partition 3 offset 0: .* or damaged"):
+        list(fetched(compressed(b"anything", codec)))
 
 
 @pytest.mark.timeout(10)
@@ -146,6 +200,20 @@ def test_the_marker_of_a_transaction_is_passed(kind: int) -> None:
     records = fetched(signed(raw, flags))
     assert list(records) == []
     assert records.next_fetch_offset == 1
+
+
+def test_a_marker_that_says_nothing_stops_the_worker_with_its_place() -> None:
+    raw = bytearray(batch([Record(value=b"", key=None)]))
+    flags = DefaultRecordBase.CONTROL_MASK | DefaultRecordBase.TRANSACTIONAL_MASK
+    with pytest.raises(MisconfiguredError, match="offset 0: the marker before offset 1 does not"):
+        list(fetched(signed(raw, flags)))
+
+
+def test_more_records_than_offsets_stop_the_worker_with_their_place() -> None:
+    raw = bytearray(batch([small(0), small(1)]))
+    struct.pack_into(">i", raw, DefaultRecordBase.ATTRIBUTES_OFFSET + 2, 0)  # the last was 0
+    with pytest.raises(MisconfiguredError, match="up to offset 1 says that it has 2 records"):
+        list(fetched(signed(raw, 0)))
 
 
 def numbered(*deltas: int) -> bytes:
@@ -190,3 +258,60 @@ def test_one_poll_gives_no_more_than_there_is_room_for_and_the_next_goes_on() ->
     assert second.next_fetch_offset == 0
     batches.make_room()
     assert next(second).offset == 0
+
+
+def lying(length: int, *names: str) -> bytes:
+    """A batch of two records with such a header; the second one says that its value is so long."""
+    raw = batch([small(0, *names), small(1, *names)])
+    honest = number(1) + b"1" + number(len(names))
+    begin = raw.rindex(honest)
+    changed = raw[:begin] + number(length) + raw[begin + 1 :]
+    at = DefaultRecordBase.HEADER_STRUCT.size
+    second = at + 1 + raw[at] // 2
+    size = number(raw[second] // 2 + len(changed) - len(raw))
+    return signed(bytearray(changed[:second] + size + changed[second + 1 :]), 0)
+
+
+def number(value: int) -> bytes:
+    written = bytearray()
+    encode_varint(value, written.append)
+    return bytes(written)
+
+
+@pytest.mark.parametrize("length", [2, 100, 2**31, 2**40, 2**62, 2**63 - 60, 2**63 - 1])
+@pytest.mark.parametrize("names", [(), ("good",), (BAD,)], ids=["none", "good", "bad"])
+def test_a_length_that_points_beyond_the_batch_stops_the_worker_with_its_place(
+    names: Sequence[str], length: int
+) -> None:
+    records = fetched(lying(length, *names))
+    assert [one.value for one in records] == [b"0"]
+    again = Partition(records._tp, Batches(lying(length, *names)), [], 1, None, None, True, 1)
+    with pytest.raises(MisconfiguredError, match="offset 1: the batch up to offset 2 is damaged"):
+        list(again)
+
+
+def test_records_before_a_header_name_that_is_not_utf8_are_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Millions may stand before it, and the event loop waits."""
+    read = []
+    read_one = batches._Lenient._read_msg
+
+    def counted(self: batches._Lenient) -> Any:
+        read.append(self)
+        return read_one(self)
+
+    monkeypatch.setattr(batches._Lenient, "_read_msg", counted)
+    found = list(fetched(batch([*(small(n) for n in range(1_000)), small(1_000, BAD)])))
+    assert [one.value for one in found] == [b"%d" % n for n in range(1_001)]
+    assert len(read) == 1
+
+
+def test_a_time_beyond_all_times_behind_a_header_name_that_is_not_utf8_is_not_handed_out() -> None:
+    raw = bytearray(batch([small(0, BAD), small(1)]))
+    struct.pack_into(">q", raw, DefaultRecordBase.ATTRIBUTES_OFFSET + 6, 2**63 - 1)  # the first's
+    at = DefaultRecordBase.HEADER_STRUCT.size
+    later = at + 1 + raw[at] // 2 + 2  # how much later the second is
+    raw[later] = 2
+    records = fetched(signed(raw, 0))
+    assert [one.timestamp for one in records] == [2**63 - 1]

@@ -10,12 +10,12 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import cramjam
 from aiokafka import codec
 from aiokafka.consumer import fetcher
+from aiokafka.errors import KafkaError
 from aiokafka.record.default_records import (
     DefaultRecordBase,
     DefaultRecordBatch,
@@ -23,6 +23,7 @@ from aiokafka.record.default_records import (
     _DefaultRecordPy,
 )
 from aiokafka.record.memory_records import _MemoryRecordsPy
+from aiokafka.record.util import decode_varint_py
 
 from worker.errors import MisconfiguredError
 
@@ -30,18 +31,24 @@ MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that one poll may give, of all partitions together
 FIRST_GUESS = 8  # times the compressed size
 FIRST_ROOM = 64 * 1024  # bytes
+FORMAT = 2  # of batches: others have no headers, which letters and CloudEvents need
 XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives snappy
+MARKER = 4  # bytes that the marker of a transaction has at least
+INT64 = range(-(2**63), 2**63)
 
 _HEADER = DefaultRecordBase.HEADER_STRUCT
 _ATTRIBUTES = DefaultRecordBase.ATTRIBUTES_OFFSET
 _CODEC = DefaultRecordBase.CODEC_MASK
+_MAGIC = struct.calcsize(">qii")  # where a batch, or a message of old, says its format
 
 # What the codecs raise. Most of it is an OSError, and would be taken for a broker that is away.
 _DAMAGED = (cramjam.DecompressionError, OSError, EOFError, zlib.error, struct.error)
+# What aiokafka raises at a batch, and where a length is nearly 2**63.
+_UNREADABLE = (ValueError, KafkaError, OSError, struct.error, OverflowError, MemoryError)
 
 
-class BatchTooLargeError(ValueError):
-    """A batch is larger than MAX_BATCH, or damaged."""
+class UnreadableError(ValueError):
+    """A batch is larger than MAX_BATCH, or damaged, or of a format that is not read."""
 
 
 def guard() -> None:
@@ -82,17 +89,21 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         begin = self.next_fetch_offset
         try:
             yield from super()._unpack_records()
-        except BatchTooLargeError as error:
+        except _UNREADABLE as error:
             if self.next_fetch_offset > begin:
                 return  # what stands before it is handled, and committed, first
             raise self._refused(error) from None
-        except OSError as error:  # it would be taken for a broker that is away
-            raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> MisconfiguredError:
+        what = str(error)
+        if not isinstance(error, UnreadableError):
+            what = (
+                f"the batch up to offset {self._records.end} is damaged ({error!r}), maybe on its "
+                "way here alone: start again first"
+            )
         return MisconfiguredError(
             f"topic {self._tp.topic} partition {self._tp.partition} offset "
-            f"{self.next_fetch_offset}: {error}; find out who wrote it. A group goes on behind "
+            f"{self.next_fetch_offset}: {what}; find out who wrote it. A group goes on behind "
             "it after kafka-consumer-groups.sh --reset-offsets --to-offset"
         )
 
@@ -100,10 +111,18 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
     """The batches of one answer of a broker."""
 
+    end: int | None = None  # of the last one, where that is known
+
     def next_batch(self) -> Any:
-        raw = self._next_slice
+        raw, self.end = self._next_slice, None
+        if raw is not None and len(raw) > _MAGIC and raw[_MAGIC] != FORMAT:
+            raise UnreadableError(
+                f"a message in format v{raw[_MAGIC]}, and last-sync reads v{FORMAT} alone (Kafka's "
+                "since 0.11): set the topic's message.format.version, publish what it has again"
+            )
         batch = super().next_batch()
-        return _Batch(batch, raw) if isinstance(batch, DefaultRecordBatch) else batch
+        self.end = batch.next_offset
+        return _Batch(batch, raw)
 
 
 class _Batch:
@@ -117,7 +136,12 @@ class _Batch:
 
     def __next__(self) -> Any:
         """Give the marker in a control batch, as aiokafka asks for it."""
-        return next(self._batch)
+        marker = next(self._batch)
+        if len(marker.key or b"") < MARKER:
+            raise UnreadableError(
+                f"the marker before offset {self._batch.next_offset} does not say of what"
+            )
+        return marker
 
     def __iter__(self) -> Iterator[Any]:
         """Give the records at offsets of their own, within the batch.
@@ -126,8 +150,12 @@ class _Batch:
         committed, and skip what others write there.
         """
         (count,) = struct.unpack_from(">i", self._raw, _HEADER.size - 4)
+        at = self._batch.base_offset
         most = self._batch.next_offset - count  # where the record has to stand at the latest
-        at = min(self._batch.base_offset, most)
+        if most < at:
+            raise UnreadableError(
+                f"the batch up to offset {self._batch.next_offset} says that it has {count} records"
+            )
         for record in self._records():
             if record.offset != at:
                 at = min(max(at, record.offset), most)
@@ -143,7 +171,7 @@ class _Batch:
                 done += 1
                 yield record
         except UnicodeDecodeError:
-            yield from islice(_leniently(raw), done, None)
+            yield from _Lenient(raw, done)
 
 
 def _moved(record: Any, offset: int) -> Any:
@@ -158,8 +186,8 @@ def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
     struct.pack_into(">h", header, _ATTRIBUTES, attributes & ~_CODEC)
     try:
         return bytes(header) + _OPENED[codec_id](data)
-    except (*_DAMAGED, OverflowError):
-        raise BatchTooLargeError(
+    except (*_DAMAGED, OverflowError, KeyError):  # a codec that there is not
+        raise UnreadableError(
             f"the batch up to offset {next_offset} is larger than {MAX_BATCH >> 20} MiB "
             f"decompressed ({len(data)} bytes before), or damaged"
         ) from None
@@ -228,7 +256,26 @@ class _Text(bytearray):
         return super().decode(encoding, "replace")
 
 
-def _leniently(raw: Any) -> Iterator[Any]:
-    batch = _DefaultRecordBatchPy(raw)
-    batch._buffer = _Text(batch._buffer)  # noqa: SLF001 - the seam
-    return iter(batch)
+class _Lenient(_DefaultRecordBatchPy):  # type: ignore[misc]  # final to the type checker alone
+    """The records behind so many, whatever the names of their headers are.
+
+    aiokafka's quick `decode_varint` does not look where the bytes end: behind a length that points
+    beyond, it reads other memory, or crashes the process.
+    """
+
+    _buffer: Any
+    _pos: int
+
+    def __init__(self, raw: Any, done: int) -> None:
+        super().__init__(raw)
+        for _ in range(done):  # millions of them, perhaps
+            size, begin = decode_varint_py(self._buffer, self._pos)
+            self._pos = begin + size
+        self._next_record_index = done
+        self._buffer = _Text(self._buffer)
+
+    def _read_msg(self) -> Any:
+        record = super()._read_msg(decode_varint_py)
+        if record.timestamp not in INT64:
+            raise ValueError(record.timestamp)
+        return record

@@ -12,6 +12,7 @@ from worker.errors import StalledError, TransientError
 from worker.health import Health
 from worker.lag import Lag
 from worker.logs import get_logger
+from worker.transactions import OpenTransactions
 
 log = get_logger(__name__)
 
@@ -28,6 +29,7 @@ class Lookout:
     ) -> None:
         self._client, self._health, self._metrics = client, health, health.metrics
         self._lag, self._stalled_after = lag, stalled_after
+        self._transactions = OpenTransactions(patience=stalled_after)
         self._looked = self._progressed = time.monotonic()
 
     @property
@@ -85,11 +87,18 @@ class Lookout:
             )
 
     def _see(
-        self, ends: Mapping[TopicPartition, int], positions: Mapping[TopicPartition, int]
+        self, stable: Mapping[TopicPartition, int], positions: Mapping[TopicPartition, int]
     ) -> None:
-        """Note the ends of the partitions that are still ours, now that they are known."""
+        """Note the ends of the partitions that are still ours, now that they are known.
+
+        The consumer is asked for committed records alone, and told where these end. The lag counts
+        what an open transaction keeps back, too, as Kafka's own tools do.
+        """
         ours = positions.keys() & self._client.assignment()
-        self._lag.seen({tp: ends[tp] for tp in ours}, {tp: positions[tp] for tp in ours})
+        readable = {tp: stable[tp] for tp in ours}
+        ends = {tp: max(end, self._client.highwater(tp) or 0) for tp, end in readable.items()}
+        self._lag.seen(ends, {tp: positions[tp] for tp in ours})
+        self._transactions.seen(readable, ends)
 
     def partitions(self) -> list[TopicPartition]:
         return [
@@ -100,5 +109,5 @@ class Lookout:
 
     def fetched_ends(self) -> dict[TopicPartition, int]:
         """Where the partitions end, as the last fetch said."""
-        ends = {tp: self._client.last_stable_offset(tp) for tp in self._client.assignment()}
+        ends = {tp: self._client.highwater(tp) for tp in self._client.assignment()}
         return {tp: end for tp, end in ends.items() if end is not None}

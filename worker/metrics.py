@@ -147,7 +147,8 @@ class Metrics:
     def _watch_the_group(self, registry: prometheus.CollectorRegistry) -> None:
         self._lag = prometheus.Gauge(
             "last_sync_consumer_lag_records",
-            "Offsets from what is done to the partition's end, while it is assigned here.",
+            "Offsets from what is done to the partition's end, what an open transaction keeps back "
+            "included, while it is assigned here.",
             ["partition"],
             registry=registry,
         )

@@ -16,11 +16,12 @@ from tests.fuzz.targets import NAMES
 
 # How many of a hundred records: the cheaper one is, the more of them.
 SHARES: Mapping[str, int] = {
-    "decode": 36,
+    "batch": 12,
+    "decode": 30,
     "letters": 7,
     "replay": 3,
-    "edit": 33,
-    "api": 20,
+    "edit": 30,
+    "api": 17,
     "cli": 1,
 }
 OPTIONS = (

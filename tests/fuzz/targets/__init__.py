@@ -4,7 +4,7 @@ from importlib import import_module
 
 from tests.fuzz.inputs import Target
 
-NAMES = ("decode", "letters", "replay", "edit", "api", "cli")
+NAMES = ("batch", "decode", "letters", "replay", "edit", "api", "cli")
 
 
 def named(name: str) -> Target:
