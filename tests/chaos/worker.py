@@ -27,6 +27,7 @@ from schemas.dead_letter import DeadLetter
 from worker import cli, merge, stores
 from worker.dead_letters import DeadLetterTopic
 from worker.merge import Update
+from worker.stores import postgresql_batches
 
 POINTS = (
     "after_poll",
@@ -144,6 +145,7 @@ def install(faults: Faults) -> None:
     _watch_letters(faults)
     if faults.bug == "lock_not_taken":
         event.listen(Engine, "before_cursor_execute", _without_lock, retval=True)
+        vars(postgresql_batches)["_SELECT"] = _unlocked(postgresql_batches._SELECT)
     if faults.bug == "reset_forgotten":
         vars(merge)["registered"] = lambda _: merge.State(fields={}, stamps={})
     opened = vars(stores)["open_store"]
@@ -157,12 +159,14 @@ def install(faults: Faults) -> None:
 
 
 def _without_lock(*call: Any) -> tuple[str, Any]:
-    """Read as if nobody else wrote, and take a moment before what was read is used."""
     _, _, statement, values, *_ = call
-    if "FOR UPDATE" in statement:
-        unlocked = statement.replace("FOR UPDATE", "")
-        statement = f"SELECT found.* FROM ({unlocked}) AS found, pg_sleep({DAWDLE})"  # noqa: S608
-    return statement, values
+    return _unlocked(statement) if "FOR UPDATE" in statement else statement, values
+
+
+def _unlocked(statement: str) -> str:
+    """Read as if nobody else wrote, and take a moment before what was read is used."""
+    unlocked = statement.replace("FOR UPDATE", "")
+    return f"SELECT found.* FROM ({unlocked}) AS found, pg_sleep({DAWDLE})"  # noqa: S608
 
 
 def _watch_client(faults: Faults) -> None:
