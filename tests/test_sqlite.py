@@ -208,10 +208,17 @@ async def test_missing_rights_are_named(
 
 
 async def test_commits_are_flushed_to_a_write_ahead_log(store: Any) -> None:
+    durable = {"journal_mode": "wal", "synchronous": 2}
     async with store._engine.connect() as connection:
-        for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
+        for pragma, value in durable.items():
             found = await connection.exec_driver_sql(f"PRAGMA {pragma}")
             assert found.scalar_one() == value
+
+    def of_batches() -> dict[str, Any]:
+        with closing(store._batches._connect()) as opened:
+            return {name: opened.execute(f"PRAGMA {name}").fetchone()[0] for name in durable}
+
+    assert await asyncio.to_thread(of_batches) == durable
 
 
 async def test_a_file_restored_without_its_log_mode_gets_it_back(path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -527,25 +526,29 @@ async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(
         assert not running.task.done()
 
 
+async def limit(store: Any, *, pages: int) -> None:
+    """Let the file that batches are merged into have so many pages."""
+    batches = store._batches
+
+    def limit() -> None:
+        batches._connection = batches._connection or batches._connect()
+        batches._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    await asyncio.get_running_loop().run_in_executor(batches._thread, limit)
+
+
 async def test_a_full_disk_is_waited_for_and_makes_no_dead_letter(
     kafka: Kafka, topic: Topics, tmp_path: Path
 ) -> None:
-    pages = 1  # SQLite takes it for as many as there are
-
-    def limit(connection: Any, *_: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA max_page_count = {pages}")
-        cursor.close()
-
     async with open_store(f"sqlite:///{tmp_path}/store.db") as real:
         await real.add(["a"])
-        sqlalchemy.event.listen(real._engine.sync_engine, "checkout", limit)  # type: ignore[attr-defined]
+        await limit(real, pages=1)  # SQLite takes it for as many as there are
         store = Pinned(real)
         await kafka.produce(topic.source, [event("a", 0, last_sync_error="x" * 20_000)])
         async with working(settings_for(kafka, topic), store):
             await eventually(lambda: store.attempts >= 3)
             assert not any((await kafka.committed(topic.group, topic.source)).values())
-            pages = 1_000_000
+            await limit(real, pages=1_000_000)
             await eventually(committed_all(kafka, topic), 10)
         connector = await real.get("a")
     assert connector is not None
