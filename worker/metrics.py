@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 import prometheus_client as prometheus
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from schemas.reasons import REASONS
 from worker import pipeline
@@ -53,6 +53,20 @@ class BatchHistogram:
         buckets = [(_bound(le), n) for le, n in zip(self._bounds, sums, strict=True)]
         family = HistogramMetricFamily(self._name, self._text)
         family.add_metric([], buckets, total)
+        yield family
+
+
+class LagGauge:
+    """The lag by partition, which is written out when it is asked for: it changes all the time."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = name, text
+        self.records: Mapping[int, int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(self._name, self._text, labels=["partition"])
+        for partition, behind in self.records.items():
+            family.add_metric([str(partition)], behind)
         yield family
 
 
@@ -117,8 +131,7 @@ class Metrics:
             "Events with the id of another event of their connector, and other content.",
             registry=registry,
         )
-        for outcome in WITHOUT_LETTER:
-            self._events.labels(outcome, "")
+        self._without_letter = {name: self._events.labels(name, "") for name in WITHOUT_LETTER}
         for reason in REASONS:
             self._letters.labels(reason)
             if reason not in OF_THE_LETTER:
@@ -128,7 +141,7 @@ class Metrics:
         self._records = prometheus.Histogram(
             "last_sync_batch_records", "Records in a batch.", registry=registry, buckets=RECORDS
         )
-        self._steps = prometheus.Histogram(
+        steps = prometheus.Histogram(
             "last_sync_step_seconds",
             "Time of a batch in each step that it took: all attempts, without the waits between.",
             ["step"],
@@ -141,18 +154,15 @@ class Metrics:
             DELAYS,
         )
         registry.register(self._delays)
-        for step in STEPS:
-            self._steps.labels(step)
+        self._steps = {step: steps.labels(step) for step in STEPS}
 
     def _watch_the_group(self, registry: prometheus.CollectorRegistry) -> None:
-        self._lag = prometheus.Gauge(
+        self._lag = LagGauge(
             "last_sync_consumer_lag_records",
             "Offsets from what is done to the partition's end, what an open transaction keeps back "
             "included, while it is assigned here.",
-            ["partition"],
-            registry=registry,
         )
-        self._lagging: set[int] = set()
+        registry.register(self._lag)
         self._oldest: float | None = None
         age = prometheus.Gauge(
             "last_sync_oldest_unprocessed_event_age_seconds",
@@ -170,7 +180,7 @@ class Metrics:
             "Partitions that are assigned to this worker.",
             registry=registry,
         )
-        self._commits = prometheus.Counter(
+        commits = prometheus.Counter(
             "last_sync_commits_total",
             "Commits of offsets; one is dropped when the partitions have become another's.",
             ["result"],
@@ -182,8 +192,7 @@ class Metrics:
             registry=registry,
         )
         self._progress.set_to_current_time()
-        for result in COMMIT_RESULTS:
-            self._commits.labels(result)
+        self._commits = {result: commits.labels(result) for result in COMMIT_RESULTS}
 
     def _watch_holds(self, registry: prometheus.CollectorRegistry) -> None:
         self._holds = prometheus.Counter(
@@ -210,8 +219,8 @@ class Metrics:
         self, batch: Batch, outcomes: Mapping[str, int], *, mismatched: int, reused: int
     ) -> None:
         """Count a batch that is committed; `outcomes` are those of `pipeline.counts`."""
-        for outcome in WITHOUT_LETTER:
-            self._events.labels(outcome, "").inc(outcomes[outcome])
+        for outcome, counter in self._without_letter.items():
+            counter.inc(outcomes[outcome])
         if sum(map(outcomes.__getitem__, WITHOUT_LETTER)) < len(batch.records):
             failed = [batch.verdicts[i] for i in batch.failures]
             for key, n in Counter((pipeline.name(v), pipeline.reason(v)) for v in failed).items():
@@ -221,7 +230,7 @@ class Metrics:
         self._records.observe(len(batch.records))
         for step, seconds in batch.seconds.items():
             if seconds:
-                self._steps.labels(step).observe(seconds)
+                self._steps[step].observe(seconds)
         self._delays.observe(_delays(batch, time.time()))
 
     def letters_written(self, reasons: Iterable[str]) -> None:
@@ -229,7 +238,7 @@ class Metrics:
             self._letters.labels(reason).inc(n)
 
     def committed(self, result: CommitResult) -> None:
-        self._commits.labels(result).inc()
+        self._commits[result].inc()
 
     def progressed(self) -> None:
         self._progress.set_to_current_time()
@@ -242,13 +251,8 @@ class Metrics:
         self._assigned.set(0)
 
     def lag(self, records: Mapping[int, int], oldest: float | None) -> None:
-        """Set the lag by partition; those no longer named are removed. `oldest` is Unix time."""
-        for partition, behind in records.items():
-            self._lag.labels(partition).set(behind)
-        for partition in self._lagging - records.keys():
-            self._lag.remove(partition)
-        self._lagging = set(records)
-        self._oldest = oldest
+        """Set the lag by partition, of those that are named alone; `oldest` is Unix time."""
+        self._lag.records, self._oldest = records, oldest
 
     def store_retried(self) -> None:
         self._retries.inc()
