@@ -32,7 +32,10 @@ log = get_logger(__name__)
 
 SLOW = 3.0  # seconds after which a batch in flight counts as held and polling goes on without it
 COMMIT_TIMEOUT = 5.0  # seconds
-REBALANCE_TIMEOUT = 20.0  # seconds; below request_timeout_ms (40 s), or rejoin storms follow
+REBALANCE_TIMEOUT = 20.0  # seconds
+# Longer than joining may take, or rejoin storms follow. Nothing arrives for so long on a connection
+# whose other end is gone without a word.
+REQUEST_TIMEOUT = 25.0  # seconds
 # While a rebalance lasts the whole group stands still: it waits for the last member to learn of it,
 # by a heartbeat, and to finish what it has in hand.
 HEARTBEATS_PER_SESSION = 3
@@ -62,6 +65,7 @@ def client_options(session_timeout_ms: int) -> dict[str, object]:
         "isolation_level": "read_committed",
         "partition_assignment_strategy": (RoundRobinPartitionAssignor,),  # two hang start()
         "rebalance_timeout_ms": int(REBALANCE_TIMEOUT * 1000),
+        "request_timeout_ms": int(REQUEST_TIMEOUT * 1000),
         "session_timeout_ms": session_timeout_ms,
         "heartbeat_interval_ms": min(
             session_timeout_ms // HEARTBEATS_PER_SESSION, int(HEARTBEAT * 1000)
