@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from itertools import chain
+from typing import Any, Self, cast
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
@@ -30,12 +31,29 @@ class _Producer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka ships no ty
     process lives: letters of a batch that was given up, and may since have been applied elsewhere.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._requests: set[asyncio.Task[None]] = set()
+        send = self._sender._send_produce_req  # noqa: SLF001 - nothing public
+
+        async def noted(*of: Any) -> None:
+            task = cast("asyncio.Task[None]", asyncio.current_task())
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
+            await send(*of)
+
+        self._sender._send_produce_req = noted  # noqa: SLF001
+
     async def stop(self) -> None:
-        if self._sender.sender_task is not None:
-            self._sender.sender_task.cancel()
-        for batch in self._message_accumulator._pending_batches:  # noqa: SLF001 - nothing public
-            batch._ttl = 0  # noqa: SLF001 - what is in flight is not tried again
-        await self.client.close()
+        if (sender := self._sender.sender_task) is not None:
+            sender.cancel()
+            await asyncio.sleep(0)  # a request that was just made begins, and is known
+            for request in self._requests:
+                request.cancel()
+            await asyncio.wait({sender})  # it waits for its requests
+        waiting = self._message_accumulator
+        for batch in chain(*waiting._batches.values(), waiting._pending_batches):  # noqa: SLF001
+            batch.future.cancel()
         await super().stop()
 
 
@@ -106,16 +124,15 @@ class DeadLetterTopic:
             self._producer = await self._connected()
         topic = self._settings.dead_letter_topic
         partitions = sorted(await self._producer.partitions_for(topic))
-        sent = []
-        for letter in letters:
-            key, value, headers = letter.to_record(self._max_bytes)
-            partition = partitions[letter.partition % len(partitions)]
-            sent.append(
-                await self._producer.send(
-                    topic, value, key=key, headers=headers, partition=partition
+        async with _acknowledged() as sent:
+            for letter in letters:
+                key, value, headers = letter.to_record(self._max_bytes)
+                partition = partitions[letter.partition % len(partitions)]
+                sent.append(
+                    await self._producer.send(
+                        topic, value, key=key, headers=headers, partition=partition
+                    )
                 )
-            )
-        await asyncio.gather(*sent)
 
     async def _connected(self) -> AIOKafkaProducer:
         producer = _Producer(
@@ -137,15 +154,27 @@ class DeadLetterTopic:
 async def _written(producer: AIOKafkaProducer, topic: str, tombstones: Sequence[Tombstone]) -> None:
     """Write in batches of our own making: a future for each record takes three times as long."""
     open_batches: dict[int, Any] = {}
-    sent = []
-    for partition, key, headers in tombstones:
-        record = {"timestamp": None, "key": key, "value": None, "headers": headers}
-        batch = open_batches.get(partition)
-        if batch is None or batch.append(**record) is None:
-            if batch is not None:
-                sent.append(await producer.send_batch(batch, topic, partition=partition))
-            batch = open_batches[partition] = producer.create_batch()
-            batch.append(**record)  # the first one always fits
-    for partition, batch in open_batches.items():
-        sent.append(await producer.send_batch(batch, topic, partition=partition))
-    await asyncio.gather(*sent)
+    async with _acknowledged() as sent:
+        for partition, key, headers in tombstones:
+            record = {"timestamp": None, "key": key, "value": None, "headers": headers}
+            batch = open_batches.get(partition)
+            if batch is None or batch.append(**record) is None:
+                if batch is not None:
+                    sent.append(await producer.send_batch(batch, topic, partition=partition))
+                batch = open_batches[partition] = producer.create_batch()
+                batch.append(**record)  # the first one always fits
+        for partition, batch in open_batches.items():
+            sent.append(await producer.send_batch(batch, topic, partition=partition))
+
+
+@asynccontextmanager
+async def _acknowledged() -> AsyncIterator[list[asyncio.Future[Any]]]:
+    """Wait for what was sent in the block; where that is cut off, for nothing of it."""
+    sent: list[asyncio.Future[Any]] = []
+    try:
+        yield sent
+        await asyncio.gather(*sent)
+    except BaseException:
+        for future in sent:
+            future.cancel()
+        raise
