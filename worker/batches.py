@@ -36,6 +36,7 @@ XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives sna
 MARKER = 4  # bytes that the marker of a transaction has at least
 INT64 = range(-(2**63), 2**63)
 
+_NO_ABORT = _DefaultRecordPy(0, 0, 0, struct.pack(">hh", 0, 1), None, [])
 _HEADER = DefaultRecordBase.HEADER_STRUCT
 _ATTRIBUTES = DefaultRecordBase.ATTRIBUTES_OFFSET
 _CODEC = DefaultRecordBase.CODEC_MASK
@@ -97,10 +98,9 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
     def _refused(self, error: Exception) -> MisconfiguredError:
         what = str(error)
         if not isinstance(error, UnreadableError):
-            what = (
-                f"the batch up to offset {self._records.end} is damaged ({error!r}), maybe on its "
-                "way here alone: start again first"
-            )
+            end = self._records.end
+            batch = "a batch" if end is None else f"the batch up to offset {end}"
+            what = f"{batch} is damaged ({error!r}), maybe on its way here alone: start again first"
         return MisconfiguredError(
             f"topic {self._tp.topic} partition {self._tp.partition} offset "
             f"{self.next_fetch_offset}: {what}; find out who wrote it. A group goes on behind "
@@ -118,7 +118,7 @@ class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type chec
         if raw is not None and len(raw) > _MAGIC and raw[_MAGIC] != FORMAT:
             raise UnreadableError(
                 f"a message in format v{raw[_MAGIC]}, and last-sync reads v{FORMAT} alone (Kafka's "
-                "since 0.11): set the topic's message.format.version, publish what it has again"
+                "since 0.11): remove the topic's message.format.version, publish what it has again"
             )
         batch = super().next_batch()
         self.end = batch.next_offset
@@ -135,8 +135,11 @@ class _Batch:
         return getattr(self._batch, name)
 
     def __next__(self) -> Any:
-        """Give the marker in a control batch, as aiokafka asks for it."""
-        marker = next(self._batch)
+        """Give the marker in a control batch, as aiokafka asks for it.
+
+        The log cleaner may leave such a batch empty. Its transaction is gone with all it wrote.
+        """
+        marker = next(self._batch, _NO_ABORT)
         if len(marker.key or b"") < MARKER:
             raise UnreadableError(
                 f"the marker before offset {self._batch.next_offset} does not say of what"
