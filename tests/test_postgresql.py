@@ -523,6 +523,13 @@ async def test_a_connection_cut_in_mid_transaction_stores_nothing(
         assert await applied_again(store, batch) == ["applied", "applied"]
 
 
+async def test_a_look_after_a_restart_finds_the_store_well(own: PostgresServer) -> None:
+    async with open_store(own.url) as store:
+        await store.describe()
+        await asyncio.to_thread(own.restart)
+        assert "PostgreSQL" in await store.describe()
+
+
 async def test_a_standby_is_transient_and_its_connection_is_given_up(
     own: PostgresServer,
 ) -> None:

@@ -26,7 +26,7 @@ from tests.contract.conftest import Pin
 from worker import errors
 from worker.errors import MisconfiguredError, TransientError
 from worker.merge import Stamp, Update
-from worker.stores import ConnectorStore, migrations, open_store, sqlite
+from worker.stores import ConnectorStore, migrations, open_store, sql, sqlite
 from worker.stores.base import Connector
 from worker.stores.migrations import upgrade
 from worker.stores.rows import CONNECTORS
@@ -451,6 +451,33 @@ def test_sqlites_code_decides_what_happens_next(code: int, kind: type[Exception]
     error = sqlite3.OperationalError("trouble")
     error.sqlite_errorcode = code
     assert type(translation(error)) is kind
+
+
+async def test_a_connection_that_cannot_be_set_up_is_closed(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[sqlite3.Connection] = []
+
+    def broken(connection: sqlite3.Connection, *_: object) -> None:
+        opened.append(connection)
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(sqlite, "_set_up", broken)
+    with pytest.raises(RuntimeError, match="database is locked"):
+        await store.apply([update("a", 1, last_sync_error="x")])
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        await asyncio.wrap_future(store._batches._thread.submit(opened[0].execute, "SELECT 1"))
+
+
+async def test_a_disk_that_does_not_answer_is_transient(
+    store: ConnectorStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.add(["a"])
+    monkeypatch.setattr(sql, "TRANSACTION_TIMEOUT", 0.1)
+    with sqlite_shell(path) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TransientError, match="did not answer in time"):
+            await store.apply([update("a", 1, last_sync_error="x")])
 
 
 def on_connecting(store: Any, do: Callable[[sqlite3.Connection], object]) -> None:

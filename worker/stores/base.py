@@ -70,7 +70,8 @@ class ConnectorStore(Protocol):
     Atomicity: a call's changes are visible to others, and durable, all together or not at all,
     and never before it returns or raises. Two writers of one connector lose nothing.
     Rejection: an update whose very content the store refuses for good is `rejected`, with why in
-    `detail`; the rest of its batch is merged as if it had not been there.
+    `detail`; the rest of its batch is merged as if it had not been there, in parts to which
+    atomicity applies one by one.
     Errors: `TransientError` when trying again can help; `MisconfiguredError` when a person must
     change something first. After either, nothing of the call is stored, unless the answer to the
     commit itself was lost. Anything else is a bug and should stop the worker.

@@ -82,7 +82,7 @@ async def open_postgresql(url: str) -> AsyncIterator[SqlStore]:
         try:
             yield SqlStore(engine, _dialect(url), batches=batches, store_id=store_id, revision=HEAD)
         finally:
-            await batches.close(CLOSE_TIMEOUT)
+            await asyncio.gather(batches.close(CLOSE_TIMEOUT), _close(engine))
 
 
 async def upgrade_postgresql(url: str) -> None:
@@ -144,6 +144,7 @@ async def _connected(connect: Connect) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda *_, **__: connect(),
+        pool_pre_ping=True,  # batches find out by themselves that the server was restarted
         json_serializer=str,  # it is text already
         json_deserializer=str,
     )

@@ -101,6 +101,8 @@ def translated(url: str) -> Iterator[None]:
         raise _ours(url, error) from error
     except PoolTimeoutError as error:
         raise TransientError(f"store {url}: all of its connections are busy: {error}") from error
+    except TimeoutError as error:
+        raise TransientError(f"store {url} did not answer in time") from error
 
 
 def _ours(url: str, error: BaseException | None) -> Exception:
@@ -155,7 +157,11 @@ def _may(path: Path, mode: int) -> bool:
 
 def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-    _set_up(connection)
+    try:
+        _set_up(connection)
+    except BaseException:
+        connection.close()  # else it is open until garbage is collected
+        raise
     return connection
 
 
