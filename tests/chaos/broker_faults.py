@@ -212,7 +212,9 @@ async def _frozen(stage: Stage) -> str:
 
 async def _restarted(stage: Stage) -> str:
     before = len(stage.worker.stderr)
-    await asyncio.to_thread(stage.broker.restart)
+    await asyncio.to_thread(stage.broker.stop)
+    await eventually(lambda: '"waiting_for"' in stage.worker.stderr[before:], PATIENCE)
+    await asyncio.to_thread(stage.broker.start)
     return _missed(stage, before)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tests.chaos.events import Mix
@@ -98,10 +99,11 @@ async def _frozen(store: Postgres, seconds: float) -> str:
     return f"for {seconds:g} s"
 
 
-async def _restarted(store: Postgres, _: float) -> str:
-    began = time.monotonic()
-    await asyncio.to_thread(store.server.restart)
-    return f"in {time.monotonic() - began:.1f} s"
+async def _restarted(store: Postgres, seconds: float) -> str:
+    await asyncio.to_thread(store.server.stop)
+    await asyncio.sleep(seconds)  # a restart in no time is not felt: workers connect again at once
+    await asyncio.to_thread(store.server.start)
+    return f"stopped for {seconds:g} s"
 
 
 async def _killed(store: Postgres, seconds: float) -> str:
@@ -119,7 +121,7 @@ POSTGRESQL = {
     "latency": Fault(hurt=_latency, seconds=15, hold=None, slows=True, works_on=True),
     "resets": Fault(hurt=_resets, seconds=8),
     "killed": Fault(hurt=_killed, seconds=3),
-    "restarted": Fault(hurt=_restarted, seconds=0),
+    "restarted": Fault(hurt=_restarted, seconds=3),
 }
 
 
@@ -297,9 +299,17 @@ async def _dead(members: Sequence[Member]) -> list[str]:
 
 
 async def _mended(run: Run) -> int:
+    """Repair; give how many fields were put again, when a search finds them as they are."""
     mending = run.rig.nursery.spawn("store", "verify", "--repair", "--json", environ=run.environ)
     assert await mending.ended(60) == 0, mending.tail
+    await eventually(partial(_sound, run), 30)
     return len(mending.stdout.splitlines())
+
+
+async def _sound(run: Run) -> bool:
+    look = run.rig.nursery.spawn("store", "verify", "--json", environ=run.environ)
+    await look.ended(60)
+    return not look.stdout
 
 
 # --- whether it hurt -----------------------------------------------------------------------------
