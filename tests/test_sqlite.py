@@ -521,6 +521,25 @@ async def test_a_poisonous_batch_costs_a_bisection(store: ConnectorStore, path: 
     assert commits(path) == before + 6  # halves without it: of 64, of 32, of 16, of 8, of 4, of 2
 
 
+async def test_a_bisection_that_is_cut_off_goes_on_where_it_was(store: Any) -> None:
+    batch = [update("a", 1, last_sync_error="x"), update("b", 1, last_sync_error="\ud800")]
+    await store.add(["a", "b"])
+    merge, sizes = store._batches.merge, []
+
+    async def cut_off(updates: list[Update]) -> Any:
+        sizes.append(len(updates))
+        if len(sizes) == 3:  # the whole, its first half, and now the second
+            raise sqlite3.OperationalError("disk I/O error")
+        return await merge(updates)
+
+    store._batches.merge = cut_off
+    with pytest.raises(RuntimeError, match="disk I/O error"):
+        await store.apply(batch)
+    assert sizes == [2, 1, 1]
+    assert [outcome.name for outcome in await store.apply(batch)] == ["duplicate", "rejected"]
+    assert (await store.get("a")).fields == {"last_sync_error": "x"}
+
+
 async def test_a_full_disk_is_waited_for(store: Any) -> None:
     await store.add(["a"])
     on_connecting(store, lambda opened: opened.execute("PRAGMA max_page_count = 1"))
