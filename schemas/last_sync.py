@@ -27,6 +27,7 @@ __all__ = [
     "JOB_TIMES",
     "LAST_SYNC_FIELDS",
     "LAST_SYNC_TIMES",
+    "STATUS_FIELDS",
     "TERMINAL",
     "ConnectorSyncStatus",
     "LastSync",
@@ -121,6 +122,7 @@ LAST_SYNC_FIELDS: tuple[str, ...] = tuple(sorted(LastSync.model_fields))
 LAST_SYNC_TIMES = tuple(n for n in LAST_SYNC_FIELDS if n == "last_synced" or n.endswith("_at"))
 JOB_TIMES = ("scheduled_at", "started_at", "completed_at")
 ERROR_FIELDS = frozenset({"last_access_control_sync_error", "last_sync_error"})
+STATUS_FIELDS = ("last_access_control_sync_status", "last_sync_status")
 
 
 def job_fields(job: Mapping[str, Any], occurred_at: str) -> dict[str, JsonValue]:
@@ -128,40 +130,32 @@ def job_fields(job: Mapping[str, Any], occurred_at: str) -> dict[str, JsonValue]
 
     Its times are UTC text already.
     """
-    status = job["status"]
-    error = job.get("error") or (UNKNOWN_ERROR if status == "error" else None)
+    get, kind, status = job.get, job["job_type"], job["status"]
+    error = get("error") or (UNKNOWN_ERROR if status == "error" else None)
+    scheduled_at = get("scheduled_at")
     fields: dict[str, JsonValue] = {}
-    if job["job_type"] == "access_control":
-        _add_access(fields, job, error)
+    if kind == "access_control":
+        fields["last_access_control_sync_error"] = error and cut(error)
+        if scheduled_at is not None:
+            fields["last_access_control_sync_scheduled_at"] = scheduled_at
+        fields["last_access_control_sync_status"] = status
     else:
-        _add_content(fields, job, error)
+        ended = status in TERMINAL
+        if ended and (deleted := get("deleted_document_count")) is not None:
+            fields["last_deleted_document_count"] = deleted
+        if kind == "incremental" and scheduled_at is not None:
+            fields["last_incremental_sync_scheduled_at"] = scheduled_at
+        if ended and (indexed := get("indexed_document_count")) is not None:
+            fields["last_indexed_document_count"] = indexed
+        fields["last_sync_error"] = error and cut(error)
+        if kind == "full" and scheduled_at is not None:
+            fields["last_sync_scheduled_at"] = scheduled_at
+        fields["last_sync_status"] = status
     if status == "completed":
-        fields["last_synced"] = job.get("completed_at") or occurred_at
-        if job["job_type"] != "access_control" and (cursor := job.get("sync_cursor")) is not None:
+        fields["last_synced"] = get("completed_at") or occurred_at
+        if kind != "access_control" and (cursor := get("sync_cursor")) is not None:
             fields["sync_cursor"] = cursor
     return fields
-
-
-def _add_access(fields: dict[str, JsonValue], job: Mapping[str, Any], error: str | None) -> None:
-    fields["last_access_control_sync_error"] = error and cut(error)
-    if (scheduled_at := job.get("scheduled_at")) is not None:
-        fields["last_access_control_sync_scheduled_at"] = scheduled_at
-    fields["last_access_control_sync_status"] = job["status"]
-
-
-def _add_content(fields: dict[str, JsonValue], job: Mapping[str, Any], error: str | None) -> None:
-    full, ended = job["job_type"] == "full", job["status"] in TERMINAL
-    scheduled_at = job.get("scheduled_at")
-    if ended and (deleted := job.get("deleted_document_count")) is not None:
-        fields["last_deleted_document_count"] = deleted
-    if not full and scheduled_at is not None:
-        fields["last_incremental_sync_scheduled_at"] = scheduled_at
-    if ended and (indexed := job.get("indexed_document_count")) is not None:
-        fields["last_indexed_document_count"] = indexed
-    fields["last_sync_error"] = error and cut(error)
-    if full and scheduled_at is not None:
-        fields["last_sync_scheduled_at"] = scheduled_at
-    fields["last_sync_status"] = job["status"]
 
 
 def payload_fields(payload: LastSync) -> dict[str, JsonValue]:

@@ -13,11 +13,11 @@ import pytest
 import trustme
 from pydantic import JsonValue
 
+from schemas.updates import Update
 from tests.contract.conftest import CancelAtWait
 from tests.elasticsearch import FakeElasticsearch, Pin, Request, in_a_thread
 from tests.programs import Cli
 from worker.errors import MisconfiguredError, TransientError
-from worker.merge import Stamp, Update
 from worker.stores import (
     ConnectorStore,
     Difference,
@@ -33,8 +33,7 @@ NEW: dict[str, JsonValue] = {"last_sync_status": "completed", "last_indexed_docu
 
 
 def update(at: int, **fields: Any) -> Update:
-    stamp = Stamp(at, 1, f"event {at}", "0" * 64)
-    return Update(connector_id="a", fields=fields, stamp=stamp)
+    return Update(connector_id="a", fields=fields, at=at, rank=1, event_id=f"event {at}")
 
 
 @pytest.fixture
@@ -375,7 +374,7 @@ async def test_a_batch_reads_and_writes_the_ledger_once(
     await store.add(ids)
     server.requests.clear()
     batch = [
-        Update(connector_id=id_, fields=NEW, stamp=Stamp(at, 1, f"event {at}", ""))
+        Update(connector_id=id_, fields=NEW, at=at, rank=1, event_id=f"event {at}")
         for id_ in ids
         for at in (1, 2)
     ]
@@ -415,7 +414,7 @@ async def test_an_error_text_that_elasticsearch_refuses_is_rejected_alone(
 ) -> None:
     await store.add(["b"])
     poison = update(2, last_sync_error="x" * 40_000)
-    fine = Update(connector_id="b", fields=NEW, stamp=Stamp(1, 1, "b", ""))
+    fine = Update(connector_id="b", fields=NEW, at=1, rank=1, event_id="b")
     outcomes = await store.apply([update(1, **OLD), poison, fine, update(3, **NEW)])
     assert [o.name for o in outcomes] == ["applied", "rejected", "applied", "applied"]
     assert "document_parsing_exception" in outcomes[1].detail
@@ -430,7 +429,7 @@ async def test_a_connector_that_others_registered_takes_events(
 ) -> None:
     api = store._api  # type: ignore[attr-defined]
     await api.register("theirs")
-    event = Update(connector_id="theirs", fields=NEW, stamp=Stamp(1, 1, "e", ""))
+    event = Update(connector_id="theirs", fields=NEW, at=1, rank=1, event_id="e")
     assert [o.name for o in await store.preview([event])] == ["applied"]
     assert [o.name for o in await store.apply([event])] == ["applied"]
 
@@ -688,7 +687,7 @@ async def test_a_cancelled_batch_is_finished_by_the_next(
 ) -> None:
     ids = [str(number) for number in range(5)]
     await store.add(ids)
-    batch = [Update(connector_id=id_, fields=NEW, stamp=Stamp(1, 1, "e", "")) for id_ in ids]
+    batch = [Update(connector_id=id_, fields=NEW, at=1, rank=1, event_id="e") for id_ in ids]
     for wait in range(1, 12):
         with suppress(asyncio.CancelledError):
             await asyncio.create_task(CancelAtWait(store.apply(batch), wait, 0).run())

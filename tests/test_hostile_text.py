@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from schemas.updates import Update
 from tests.elasticsearch import FakeElasticsearch
 from tests.hostile import STEERING, assert_harmless
 from tests.programs import Cli
 from tests.test_security import answering
-from worker.merge import Stamp, Update
 from worker.stores import open_store
 
 LOOKALIKE = "a\u202eb\u2066c\u2028d"  # an id may have these: they are no control characters
@@ -28,7 +28,7 @@ async def url(tmp_path: Path) -> str:
             "sync_cursor": {STEERING: STEERING},
         }
         await store.apply(
-            [Update(connector_id=LOOKALIKE, fields=fields, stamp=Stamp(1, 1, "e", "0" * 64))]
+            [Update(connector_id=LOOKALIKE, fields=fields, at=1, rank=1, event_id="e")]
         )
     return url
 

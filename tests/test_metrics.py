@@ -13,12 +13,13 @@ from aiokafka import TopicPartition
 from prometheus_client.openmetrics import exposition, parser
 
 from schemas.reasons import REASONS, Invalid
+from schemas.updates import Update
 from tests.probes import Samples, of, parsed
 from worker import metrics as module
 from worker import pipeline
 from worker.batch import Batch
 from worker.lag import Lag
-from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, DUPLICATE, SUPERSEDED, Outcome, Stamp, Update
+from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, DUPLICATE, SUPERSEDED, Outcome
 from worker.metrics import BatchHistogram, Metrics
 from worker.pipeline import Verdict
 
@@ -39,8 +40,7 @@ def record(offset: int, *, at: float, partition: int = 0) -> Any:
 def finished(*verdicts: Verdict, age: float = 1.0) -> Batch:
     """A batch with these verdicts, of events that happened `age` seconds ago."""
     now = time.time()
-    event = Update(connector_id="c", fields={}, stamp=Stamp(1, 1, "e", ""))
-    event = event._replace(occurred_at=round(1e6 * (now - age)))
+    event = Update("c", {}, at=1, rank=1, event_id="e", occurred_at=round(1e6 * (now - age)))
     records = [record(n, at=now) for n in range(len(verdicts))]
     batch = Batch.of({TopicPartition("t", 0): records})
     batch.reads = [v if isinstance(v, Invalid) else event for v in verdicts]

@@ -16,6 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from schemas.updates import Update
 from tests.contract.conftest import Pin
 from tests.eventually import eventually
 from tests.postgres import PostgresServer
@@ -23,7 +24,6 @@ from tests.programs import Cli
 from tests.proxy import Proxy
 from worker import errors
 from worker.errors import MisconfiguredError, TransientError
-from worker.merge import Stamp, Update
 from worker.stores import ConnectorStore, open_store, postgresql, sql
 from worker.stores.migrations import HEAD, VERSION_TABLE
 from worker.stores.rows import CONNECTORS
@@ -33,8 +33,7 @@ MakePostgres = Callable[..., PostgresServer]
 
 
 def update(connector_id: str, at: int, **fields: Any) -> Update:
-    stamp = Stamp(at, 1, f"event {at}", "0" * 64)
-    return Update(connector_id=connector_id, fields=fields, stamp=stamp)
+    return Update(connector_id=connector_id, fields=fields, at=at, rank=1, event_id=f"event {at}")
 
 
 @pytest.fixture
@@ -133,8 +132,14 @@ async def test_an_operator_can_ask_for_the_stalest_connectors_in_sql(
     )
     assert [row["id"] for row in rows] == ["never", "old", "new"]
     assert [row["stale"] for row in rows] == [None, True, True]
-    indexed = "SELECT 1 FROM pg_indexes WHERE indexname = 'connectors_last_synced'"
-    assert await psql.fetchval(indexed)
+
+
+async def test_no_index_holds_what_events_change_so_that_rows_are_updated_in_place(
+    store: ConnectorStore, psql: asyncpg.Connection
+) -> None:
+    await store.add(["a"])
+    indexes = await psql.fetch("SELECT indexname FROM pg_indexes WHERE tablename = 'connectors'")
+    assert [row["indexname"] for row in indexes] == ["connectors_pkey"]
 
 
 async def test_any_time_of_the_contract_comes_back_in_any_time_zone(database: str) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.updates import Update
 from tests.test_merge import NEW, batches
-from worker.merge import State, Update, deleted, fold, fold_batch, registered
+from worker.merge import Outcome, State, deleted, fold, fold_batch, registered
 from worker.stores import rows
-from worker.stores.rows import merged_batch, merging_state_of, row_of
+from worker.stores.rows import Change, Merging, Row, merging_state_of, row_of
 
 PLACES = {column.name: place for place, column in enumerate(rows.STATE)}
 
@@ -17,6 +18,16 @@ def row(state: State) -> tuple[Any, ...]:
     """As the database gives it to a merge."""
     written = row_of("c", state, "2026-01-01T00:00:00.000000Z" if state.deleted else None)
     return "c", written[PLACES["stamps"]], state.deleted
+
+
+def merged_batch(batch: list[Update], *rows: Row) -> tuple[list[Change], list[Outcome]]:
+    merging = Merging(batch)
+    changes = [
+        change
+        for ids in merging.parts(1)
+        for change in merging.changes(ids, [row for row in rows if row[0] in ids])
+    ]
+    return changes, merging.outcomes()
 
 
 lives = st.lists(st.one_of(batches, st.integers(1, 5), st.just("register")), max_size=4)
@@ -41,7 +52,7 @@ def test_a_row_merges_as_the_rules_say(
 ) -> None:
     before = lived(life)
     states, outcomes = fold_batch({"c": before}, batch)
-    changes, found = merged_batch([row(before)], batch)
+    changes, found = merged_batch(batch, row(before))
     assert found == outcomes
     assert bool(changes) == bool(states)
     for columns, values in changes:
@@ -60,8 +71,8 @@ def test_a_row_merges_as_the_rules_say(
 def test_events_of_connectors_that_have_no_row_are_not_found(
     pairs: list[tuple[str, Update]],
 ) -> None:
-    batch = [Update(connector_id=id_, fields=u.fields, stamp=u.stamp) for id_, u in pairs]
-    changes, outcomes = merged_batch([row(NEW)], batch)
+    batch = [u._replace(connector_id=id_) for id_, u in pairs]
+    changes, outcomes = merged_batch(batch, row(NEW))
     assert len(changes) == ("c" in dict(pairs))
     for update, outcome in zip(batch, outcomes, strict=True):
         assert (outcome.name == "connector_not_found") == (update.connector_id == "d")

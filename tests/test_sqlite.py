@@ -22,10 +22,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
+from schemas.updates import Update
 from tests.contract.conftest import Pin
 from worker import errors
 from worker.errors import MisconfiguredError, TransientError
-from worker.merge import Stamp, Update
 from worker.stores import ConnectorStore, migrations, open_store, sql, sqlite
 from worker.stores.base import Connector
 from worker.stores.migrations import upgrade
@@ -54,8 +54,7 @@ def sqlite_shell(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def update(connector_id: str, at: int, **fields: Any) -> Update:
-    stamp = Stamp(at, 1, f"event {at}", "0" * 64)
-    return Update(connector_id=connector_id, fields=fields, stamp=stamp)
+    return Update(connector_id=connector_id, fields=fields, at=at, rank=1, event_id=f"event {at}")
 
 
 def contents(path: Path) -> bytes:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
 from schemas import document
-from schemas.facts import Facts, facts, facts_of
 from schemas.last_sync import LAST_SYNC_FIELDS, LastSync, SyncJob
 from schemas.reasons import REASONS
 from schemas.scalars import JOB_TYPES, STATUSES
 from schemas.sync_finished import Invalid, SyncFinished, decode, microseconds
+from schemas.updates import Update, update, update_of
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -102,12 +102,12 @@ def binary(data: Any = None, **changes: Any) -> tuple[bytes, list[tuple[str, byt
 
 def decoded_alike(value: bytes | None, headers: Headers, now: int) -> SyncFinished | Invalid:
     """Decode, and see that the worker's shorter way comes to the same."""
-    decoded, found = decode(value, headers, now=now), facts(value, headers, now=now)
+    decoded, found = decode(value, headers, now=now), update(value, headers, now=now)
     if isinstance(decoded, Invalid):
         assert found == decoded
     else:
-        assert isinstance(found, Facts), found
-        assert found == facts_of(decoded)
+        assert isinstance(found, Update), found
+        assert found == update_of(decoded)
         assert list(found.fields) == sorted(found.fields)
     return decoded
 

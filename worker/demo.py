@@ -20,13 +20,14 @@ from rich.table import Table
 
 from schemas.last_sync import SyncJob
 from schemas.sync_finished import Record, SyncFinished
+from schemas.updates import Update
 from worker import extras, kafka, logs
 from worker.app import running
 from worker.app.letters import dead_letters
 from worker.dead_letters import ANY_SIZE, DeadLetterTopic
 from worker.errors import LastSyncError
 from worker.letter_document import LetterDocument
-from worker.merge import Outcome, Update
+from worker.merge import Outcome
 from worker.open_letters import OpenLetter
 from worker.replay import Replay, Signature, apply_edited
 from worker.settings import Settings
@@ -64,7 +65,7 @@ class Witness:
     async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
         outcomes = await self._store.apply(updates)
         for update, outcome in zip(updates, outcomes, strict=True):
-            self.outcomes.setdefault(update.stamp.event_id, []).append(outcome.name)
+            self.outcomes.setdefault(update.event_id, []).append(outcome.name)
         return outcomes
 
 

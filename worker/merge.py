@@ -5,70 +5,18 @@ wins a field when its stamp is greater. Merging is therefore commutative, associ
 idempotent: the state is a function of the set of merged events, not of their order or number.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 from uuid import uuid4
 
 from pydantic import JsonValue
-from pydantic_core import to_json
 
 from schemas.last_sync import LAST_SYNC_FIELDS
-
-if TYPE_CHECKING:
-    from schemas.facts import Facts
+from schemas.updates import Stamp, Update, digest, normalised
 
 PUT_RANK = 1  # its time decides: it is later than all that it takes the place of
 RESET_RANK = 5  # above every status, so that a reset beats the events of its own microsecond
-
-_json = json.JSONEncoder(
-    ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False
-).encode
-
-
-def _digest(connector_id: str, fields: Mapping[str, JsonValue]) -> str:
-    return sha256(_json([connector_id, fields]).encode()).hexdigest()
-
-
-def _digest_of(connector_id: str, fields: Mapping[str, JsonValue]) -> str:
-    """Give the same as `_digest` for fields in the order of their names, in half the time.
-
-    Stored stamps hold it, so it has to stay the same for ever.
-    """
-    content = [connector_id, fields]
-    # Both write everything the same way, except for floats, which only a cursor can hold.
-    text = _json(content).encode() if "sync_cursor" in fields else to_json(content)
-    return sha256(text).hexdigest()
-
-
-class Stamp(NamedTuple):
-    """The total order of events; compared by code point, never by a database's collation."""
-
-    at: int  # microseconds since the epoch
-    rank: int
-    event_id: str
-    digest: str  # hexadecimal SHA-256 of connector id and touched fields
-
-
-class Update(NamedTuple):
-    """The fields that one event sets on one connector.
-
-    Values are ready for JSON: times are UTC text, `2024-11-09T15:13:08.231000Z`.
-    """
-
-    connector_id: str
-    fields: Mapping[str, JsonValue]
-    stamp: Stamp
-    occurred_at: int = 0  # microseconds, to measure delays; the stamp alone orders events
-
-    @classmethod
-    def from_facts(cls, facts: "Facts") -> "Update":
-        """Stamp the event's fields; equal content gives an equal digest, whatever its framing."""
-        event_id, connector_id, occurred_at, at, rank, fields = facts
-        stamp = Stamp(at, rank, event_id, _digest_of(connector_id, fields))
-        return cls(connector_id, fields, stamp, occurred_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +179,9 @@ def put(
         given["sync_cursor"] = _merged(state.fields.get("sync_cursor"), given["sync_cursor"])
     held = [state.stamps[field].at for field in given if field in state.stamps]
     at = max([now, *(each + 1 for each in held)])
-    stamp = Stamp(at, PUT_RANK, f"put {uuid4()}", _digest(connector_id, given))
+    stamp = Stamp(at, PUT_RANK, f"put {uuid4()}", digest(connector_id, given))
     changed = any(
-        field not in state.fields or _json(state.fields[field]) != _json(value)
+        field not in state.fields or normalised(state.fields[field]) != normalised(value)
         for field, value in given.items()
     )
     after = State(

@@ -11,9 +11,9 @@ import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from schemas.reasons import REASONS
+from schemas.updates import Update
 from worker import pipeline
 from worker.batch import STEPS, Batch
-from worker.merge import Update
 
 Cause = Literal["store", "dead_letter_topic", "commit", "flood", "broker"]
 CommitResult = Literal["done", "dropped", "failed"]
@@ -74,11 +74,13 @@ def _delays(batch: Batch, now: float) -> list[float]:
     """Seconds from `occurred_at` until now of what was applied; a clock may be ahead of ours."""
     kinds = pipeline.distinct(batch.verdicts)
     applied = {id(verdict) for verdict, _ in kinds if pipeline.name(verdict) == "applied"}
-    return [
-        delay if (delay := now - read.occurred_at / 1e6) > 0 else 0.0
-        for read, verdict in zip(batch.reads, batch.verdicts, strict=True)
-        if id(verdict) in applied and isinstance(read, Update)
-    ]
+    reads = batch.reads
+    if len(applied) < len(kinds):
+        pairs = zip(reads, batch.verdicts, strict=True)
+        reads = [read for read, verdict in pairs if id(verdict) in applied]
+    moments = [read.occurred_at for read in reads if isinstance(read, Update)]
+    moments.sort(reverse=True)  # whole numbers take half the time
+    return [max(0.0, now - moment / 1e6) for moment in moments]
 
 
 def _bound(bound: float) -> str:

@@ -10,11 +10,12 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from schemas.dead_letter import TOO_LARGE, Original, resolution_headers
 from schemas.sync_finished import Invalid
+from schemas.updates import Update
 from worker import pipeline
 from worker.dead_letters import DeadLetterTopic
 from worker.errors import TransientError
 from worker.logs import audit, get_logger
-from worker.merge import Outcome, Update
+from worker.merge import Outcome
 from worker.open_letters import OpenLetter
 from worker.retry import backoff
 from worker.selection import UNREADABLE

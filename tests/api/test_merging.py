@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schemas.updates import Update
 from tests.api.conftest import Api, served
-from worker.merge import Stamp, State, Update, fold
+from worker.merge import State, fold
 from worker.stores import ConnectorStore, open_store
 from worker.stores.sql import SqlStore
 
@@ -45,9 +46,7 @@ async def both(sql_store_url: str) -> AsyncIterator[tuple[ConnectorStore, Api]]:
 def updates(connector_id: str, made: Sequence[tuple[int, Any]], since: int) -> list[Update]:
     return [
         Update(
-            connector_id=connector_id,
-            fields=fields,
-            stamp=Stamp(since + at, 4, f"e{number}", f"{number}"),
+            connector_id=connector_id, fields=fields, at=since + at, rank=4, event_id=f"e{number}"
         )
         for number, (at, fields) in enumerate(made)
     ]
@@ -107,8 +106,10 @@ async def test_puts_win_over_the_events_before_them_and_lose_to_later_ones(
         else:
             assert held.get(field) == state.fields.get(field)
 
-    late = [each._replace(stamp=each.stamp._replace(event_id=f"late {each.stamp.event_id}"))
-            for each in updates(connector_id, after, now + YEAR)]  # fmt: skip
+    late = [
+        each._replace(event_id=f"late {each.event_id}")
+        for each in updates(connector_id, after, now + YEAR)
+    ]
     await asyncio.gather(apply_one_by_one(store, late), apply_one_by_one(store, early))
 
     latest, _ = fold(State(fields={}, stamps={}), late)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from schemas.updates import Update
 from tests.chaos.events import Mix
 from tests.chaos.nursery import Member
 from tests.chaos.rig import Result, Rig, Run, running
 from tests.eventually import eventually
-from worker.merge import Stamp, Update
 from worker.stores import open_store
 
 MIX = Mix(connectors=500, poison=0, unknown=0)
@@ -137,5 +137,7 @@ def _update(connector: str, number: int) -> Update:
     return Update(
         connector_id=connector,
         fields={"last_sync_error": text},
-        stamp=Stamp(number, 4, f"event-{number}", ""),
+        at=number,
+        rank=4,
+        event_id=f"event-{number}",
     )

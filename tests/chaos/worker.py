@@ -24,9 +24,9 @@ from aiokafka.abc import ConsumerRebalanceListener
 from sqlalchemy import Engine, event
 
 from schemas.dead_letter import DeadLetter
+from schemas.updates import Update
 from worker import cli, merge, stores
 from worker.dead_letters import DeadLetterTopic
-from worker.merge import Update
 from worker.stores import postgresql_batches
 
 POINTS = (
@@ -114,7 +114,7 @@ class Store:
 
 
 def _arrived_now(update: Update) -> Update:
-    return update._replace(stamp=update.stamp._replace(at=time.time_ns() // 1000))
+    return update._replace(at=time.time_ns() // 1000)
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types

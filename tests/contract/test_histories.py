@@ -17,8 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from schemas.updates import Update
 from tests.contract.conftest import CancelAtWait, Place
-from worker.merge import Stamp, Update
 from worker.stores import Connector, ConnectorStore
 
 FAR_FUTURE = 2**52  # microseconds: later than any reset made here
@@ -38,7 +38,7 @@ fields = st.fixed_dictionaries(
     {}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}
 ).filter(bool)
 event = st.builds(
-    lambda name, fields, at, rank, number: (name, fields, Stamp(at, rank, f"e{number}", "")),
+    lambda name, fields, at, rank, number: (name, fields, at, rank, f"e{number}"),
     st.sampled_from(CONNECTORS),
     fields,
     st.sampled_from([1, 2, 3, FAR_FUTURE, FAR_FUTURE + 1]),
@@ -106,12 +106,9 @@ class History(RuleBasedStateMachine):
 
     def made(self, batch: list[Any]) -> list[Update]:
         updates = [
-            Update(connector_id=self.mark + name, fields=fields, stamp=stamp)
-            for name, fields, stamp in batch
+            Update(self.mark + name, fields, at, rank, event_id)
+            for name, fields, at, rank, event_id in batch
         ]
-        # One event has one content: that of the first of its stamp.
-        known = {(u.connector_id, u.stamp): u for u in reversed(self.published + updates)}
-        updates = [known[u.connector_id, u.stamp] for u in updates]
         self.published += updates
         return updates
 

@@ -12,18 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.last_sync import LAST_SYNC_FIELDS
+from schemas.updates import Update
 from tests.contract.conftest import CancelAtWait, Pin, Place
 from tests.eventually import eventually
 from tests.hostile import IDS
-from worker.merge import (
-    Outcome,
-    Stamp,
-    State,
-    Update,
-    delete_batch,
-    fold_batch,
-    register_batch,
-)
+from worker.merge import Outcome, State, delete_batch, fold_batch, register_batch
 from worker.stores import Connector, ConnectorStore
 
 FAR_FUTURE = 2**52  # microseconds: later than any reset made by these tests
@@ -31,8 +24,7 @@ LONE_SURROGATE = "\ud800"  # what no store can keep as UTF-8
 
 
 def update(connector_id: str, at: int, **fields: Any) -> Update:
-    stamp = Stamp(at, 1, f"event {at}", "0" * 64)
-    return Update(connector_id=connector_id, fields=fields, stamp=stamp)
+    return Update(connector_id=connector_id, fields=fields, at=at, rank=1, event_id=f"event {at}")
 
 
 def names(outcomes: Sequence[Outcome]) -> list[str]:
@@ -104,11 +96,10 @@ async def test_an_empty_batch_has_no_outcomes(store: ConnectorStore) -> None:
 async def test_a_reused_event_id_is_told(store: ConnectorStore) -> None:
     await store.add(["a"])
     one = update("a", 1, last_sync_error="x")
-    same_id = Update(
-        connector_id="a", fields={"last_sync_error": "y"}, stamp=one.stamp._replace(digest="f")
-    )
-    assert await store.apply([one]) == [Outcome("applied")]
-    assert await store.apply([same_id]) == [Outcome("applied", reused=True)]
+    same_id = one._replace(fields={"last_sync_error": "y"})
+    lesser, greater = sorted([one, same_id], key=lambda update: update.digest)
+    assert await store.apply([lesser]) == [Outcome("applied")]
+    assert await store.apply([greater]) == [Outcome("applied", reused=True)]
 
 
 async def test_a_batch_may_name_very_many_connectors(store: ConnectorStore, place: Place) -> None:
@@ -284,7 +275,9 @@ async def test_nothing_is_shared_with_the_stores_memory(store: ConnectorStore) -
         Update(
             connector_id="17",
             fields={"last_sync_error": "x"},
-            stamp=Stamp(1, 1, LONE_SURROGATE, ""),
+            at=1,
+            rank=1,
+            event_id=LONE_SURROGATE,
         ),
     ],
     ids=["value", "cursor", "event id"],

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from worker.merge import Outcome, Update
+from schemas.updates import Update
+from worker.merge import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,17 +19,9 @@ from elasticsearch import ConflictError
 from pydantic import JsonValue
 from pydantic_core import PydanticSerializationError, to_json
 
+from schemas.updates import Update
 from worker.errors import TransientError
-from worker.merge import (
-    CONNECTOR_NOT_FOUND,
-    Outcome,
-    State,
-    Update,
-    deleted,
-    fold,
-    fold_batch,
-    registered,
-)
+from worker.merge import CONNECTOR_NOT_FOUND, Outcome, State, deleted, fold, fold_batch, registered
 from worker.retry import backoff
 from worker.stores import elastic_client, ledger
 from worker.stores.base import Connector, Difference, ElasticsearchAccess

@@ -15,8 +15,9 @@ from uuid import uuid4
 from elasticsearch import AsyncElasticsearch, BadRequestError, NotFoundError
 from elasticsearch.helpers import async_streaming_bulk
 
+from schemas.updates import Stamp
 from worker.errors import MisconfiguredError
-from worker.merge import Stamp, State
+from worker.merge import State
 from worker.stores import elastic_client
 from worker.stores.elastic_client import named, translated
 from worker.stores.rows import grouped

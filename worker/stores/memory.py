@@ -8,15 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import uuid4
 
-from worker.merge import (
-    Outcome,
-    State,
-    Update,
-    delete_batch,
-    fold_batch,
-    merge,
-    register_batch,
-)
+from schemas.updates import Update
+from worker.merge import Outcome, State, delete_batch, fold_batch, merge, register_batch
 from worker.stores.base import Connector, Difference
 
 

@@ -12,8 +12,16 @@ import asyncpg
 from pydantic_core import PydanticSerializationError
 
 from schemas.last_sync import LAST_SYNC_TIMES
-from worker.merge import Outcome, Update
-from worker.stores.rows import CONNECTORS, COUNTS, Row, assignment, merged_batch, one_shape
+from schemas.updates import Update
+from worker.merge import Outcome
+from worker.stores.rows import (
+    CONNECTORS,
+    COUNTS,
+    Merging,
+    Row,
+    assignment,
+    one_shape,
+)
 
 # Locked in one order everywhere: two writers would else wait for each other, each with one row.
 _SELECT = (
@@ -66,19 +74,21 @@ class PostgresqlBatches:
         transaction = connection.transaction()
         await transaction.start()
         try:
-            changes, outcomes = merged_batch(await self._load(connection, updates), updates)
-            if changes:
-                statement, values = _update(*one_shape(changes))
-                await connection.execute(statement, *values)
+            merging = Merging(updates)
+            for ids in merging.parts():
+                changes = merging.changes(ids, await self._load(connection, ids))
+                if changes:
+                    statement, values = _update(*one_shape(changes))
+                    await connection.execute(statement, *values)
         except _REFUSED:
             await transaction.rollback()
             raise
         await transaction.commit()
-        return outcomes
+        return merging.outcomes()
 
     @staticmethod
-    async def _load(connection: asyncpg.Connection, updates: Sequence[Update]) -> Sequence[Row]:
-        rows: Sequence[Row] = await connection.fetch(_SELECT, {u.connector_id for u in updates})
+    async def _load(connection: asyncpg.Connection, ids: Sequence[str]) -> Sequence[Row]:
+        rows: Sequence[Row] = await connection.fetch(_SELECT, ids)
         return rows
 
     async def close(self, patience: float) -> None:

@@ -12,9 +12,10 @@ bit in a sixth number too: a reset took the value, but the event's stamp is late
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -23,16 +24,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
 from schemas.last_sync import LAST_SYNC_FIELDS, LAST_SYNC_TIMES
-from worker.merge import (
-    APPLIED,
-    CONNECTOR_NOT_FOUND,
-    RESET_RANK,
-    Outcome,
-    Stamp,
-    State,
-    Update,
-    fold,
-)
+from schemas.updates import Stamp, Update
+from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, RESET_RANK, Outcome, State, fold
 from worker.stores.base import Registration
 
 # SQLite keeps as text what PostgreSQL has types for, and compares text by code point anyway.
@@ -71,6 +64,9 @@ Change = tuple[tuple[str, ...], Row]  # columns; their values in a row, then its
 
 MERGING = [CONNECTORS.c.id, CONNECTORS.c.stamps, CONNECTORS.c.deleted_at.is_not(None)]
 _GROUP = 5  # elements of a group without absent values
+PART = 2_500  # connectors whose rows are in memory at once
+_NEVER = -(2**63)  # before every time
+_APPLIED = repeat(APPLIED)
 KEPT: Any = object()  # stands for a value that stays in its row as it is, and was not read
 
 # They are in databases: a field that is new gets the next bit.
@@ -118,23 +114,48 @@ def merging_state_of(row: Row) -> State:
     return State(fields=dict.fromkeys(present, KEPT), stamps=stamps, deleted=gone)
 
 
-def merged_batch(
-    rows: Iterable[Row], updates: Sequence[Update]
-) -> tuple[list[Change], list[Outcome]]:
-    """Merge updates into rows of MERGING; gives what changed, and the outcomes of `fold_batch`."""
-    places: defaultdict[str, list[int]] = defaultdict(list)
-    for place, update in enumerate(updates):
-        places[update.connector_id].append(place)
-    outcomes = [CONNECTOR_NOT_FOUND] * len(updates)
-    changes = []
-    for row in rows:
-        mine = places[row[0]]
-        change, found = _merged(row, [updates[place] for place in mine])
-        if change is not None:
-            changes.append(change)
-        for place, outcome in zip(mine, found, strict=True):
-            outcomes[place] = outcome
-    return changes, outcomes
+def by_connector(updates: Iterable[Update]) -> dict[str, list[Update]]:
+    found: defaultdict[str, list[Update]] = defaultdict(list)
+    for update in updates:
+        found[update.connector_id].append(update)
+    return dict(found)
+
+
+class Merging:
+    """A batch that is merged into rows of MERGING, of some connectors after others."""
+
+    def __init__(self, updates: Sequence[Update]) -> None:
+        self._updates = updates
+        self._mine = by_connector(updates)
+        self._others: dict[str, Iterator[Outcome]] = {}  # where not all was applied
+
+    def parts(self, size: int = PART) -> Iterator[list[str]]:
+        """Give the connectors' ids, so many at once; in order, as everyone who locks them does."""
+        ids = sorted(self._mine)
+        return (ids[start : start + size] for start in range(0, len(ids), size))
+
+    def changes(self, ids: Collection[str], rows: Sequence[Row]) -> list[Change]:
+        """Merge into the rows that there are of these connectors."""
+        changes = []
+        for row in rows:
+            updates = self._mine[row[0]]
+            change = _overtaken(row, updates)
+            if change is None:
+                change, outcomes = _folded(row, updates)
+                self._others[row[0]] = iter(outcomes)
+            if change is not None:
+                changes.append(change)
+        if len(rows) < len(ids):
+            unknown = set(ids).difference(row[0] for row in rows)
+            self._others |= dict.fromkeys(unknown, repeat(CONNECTOR_NOT_FOUND))
+        return changes
+
+    def outcomes(self) -> list[Outcome]:
+        """Give the outcomes that `fold_batch` would."""
+        if not self._others:
+            return [APPLIED] * len(self._updates)
+        others = self._others
+        return [next(others.get(update.connector_id, _APPLIED)) for update in self._updates]
 
 
 def one_shape(changes: Sequence[Change]) -> tuple[tuple[str, ...], Sequence[Row], bool]:
@@ -161,9 +182,43 @@ def assignment(column: str, new: str, bits: str | None) -> str:
     return f"{column} = CASE WHEN {bits} & {BITS[column]} <> 0 THEN {new} ELSE {old} END"
 
 
-def _merged(row: Row, updates: Sequence[Update]) -> tuple[Change | None, list[Outcome]]:
-    if overtaking := _overtaken(row, updates):
-        return overtaking, [APPLIED] * len(updates)
+def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
+    """Merge the shorter way where each update is later than all before it; else None.
+
+    Such an update, and most are, wins all of its fields whatever they hold.
+    """
+    connector_id, stamps_text, gone = row
+    if gone:
+        return None
+    groups = from_json(stamps_text, cache_strings=False)
+    latest, known = _NEVER, []
+    for group in groups:
+        if len(group) > _GROUP:
+            return None  # `fold` tells what else it may be
+        latest = max(latest, group[0])
+        known.append(group[2])
+    for update in updates:
+        at, event_id = update.at, update.event_id
+        if at <= latest or event_id in known:
+            return None
+        latest = at
+        known.append(event_id)
+    gained = update.fields
+    won = _bits(tuple(gained))
+    stamps = [(latest, update.rank, event_id, update.digest, won)]  # the newest first
+    for older in updates[-2::-1]:
+        bits = _bits(tuple(older.fields))
+        if left := bits & ~won:
+            stamps.append((*older.stamp, left))
+            gained = {**older.fields, **gained}
+            won |= bits
+    others = [(group, left) for group in reversed(groups) if (left := group[4] & ~won)]
+    stamps += [(*group[:4], left) for group, left in others]
+    stamps.reverse()
+    return _change(connector_id, gained, to_json(stamps).decode())
+
+
+def _folded(row: Row, updates: Sequence[Update]) -> tuple[Change | None, list[Outcome]]:
     before = merging_state_of(row)
     after, outcomes = fold(before, updates)
     if after is None or after is before:
@@ -174,30 +229,6 @@ def _merged(row: Row, updates: Sequence[Update]) -> tuple[Change | None, list[Ou
         if after.fields.get(name, KEPT) is not KEPT
     }
     return _change(row[0], gained, _stamps_text(after)), outcomes
-
-
-def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
-    """Merge the shorter way where each update is later than all before it; else None.
-
-    Such an update, and most are, wins all of its fields whatever they hold.
-    """
-    connector_id, stamps_text, gone = row
-    if gone or not updates:
-        return None
-    groups = from_json(stamps_text)
-    gained: Mapping[str, Any] = {}
-    for _, new, stamp, _ in updates:
-        at, _, event_id, _ = stamp
-        bits = _bits(tuple(new))
-        kept = []
-        for group in groups:
-            if group[0] >= at or group[2] == event_id or len(group) > _GROUP:
-                return None  # `fold` tells what else it may be
-            if others := group[4] & ~bits:
-                kept.append([*group[:4], others])
-        groups = [*kept, [*stamp, bits]]
-        gained = {**gained, **new} if gained else new
-    return _change(connector_id, gained, to_json(groups).decode()) if gained else None
 
 
 def _change(connector_id: str, gained: Mapping[str, Any], stamps_text: str) -> Change:

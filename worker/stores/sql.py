@@ -28,10 +28,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from schemas.updates import Update
 from worker.merge import (
     Outcome,
     State,
-    Update,
     delete_batch,
     deleted,
     fold_batch,

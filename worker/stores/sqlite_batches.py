@@ -5,18 +5,26 @@ other work for one of a few updates.
 """
 
 import asyncio
-import json
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from worker.merge import Outcome, Update
-from worker.stores.rows import CONNECTORS, Row, assignment, merged_batch, one_shape
+from pydantic_core import to_json
+
+from schemas.updates import Update
+from worker.merge import Outcome
+from worker.stores.rows import (
+    CONNECTORS,
+    Merging,
+    Row,
+    assignment,
+    one_shape,
+)
 
 _SELECT = (
-    f"SELECT id, stamps, deleted_at IS NOT NULL FROM {CONNECTORS.name}"  # noqa: S608  # nosec B608
-    " WHERE id IN (SELECT value FROM json_each(?))"
+    "SELECT mine.id, stamps, deleted_at IS NOT NULL"  # noqa: S608  # nosec B608
+    f" FROM json_each(?) CROSS JOIN {CONNECTORS.name} AS mine ON mine.id = json_each.value"
 )
 
 
@@ -48,17 +56,18 @@ class SqliteBatches:
             self._connection = self._connect()
         self._connection.execute("BEGIN IMMEDIATE")
         with self._connection as connection:  # which commits, or rolls back
-            changes, outcomes = merged_batch(self._load(connection, updates), updates)
-            if changes:
-                connection.executemany(*_update(*one_shape(changes)))
+            merging = Merging(updates)
+            for ids in merging.parts():
+                changes = merging.changes(ids, self._load(connection, ids))
+                if changes:
+                    connection.executemany(*_update(*one_shape(changes)))
             if given_up.is_set():
                 connection.rollback()
-        return outcomes
+        return merging.outcomes()
 
     @staticmethod
-    def _load(connection: sqlite3.Connection, updates: Sequence[Update]) -> Sequence[Row]:
-        ids = {update.connector_id for update in updates}
-        return connection.execute(_SELECT, [json.dumps(list(ids))]).fetchall()
+    def _load(connection: sqlite3.Connection, ids: Sequence[str]) -> Sequence[Row]:
+        return connection.execute(_SELECT, [to_json(ids).decode()]).fetchall()
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 
-from schemas.facts import facts, facts_of
 from schemas.last_sync import LAST_SYNC_TIMES
 from schemas.reasons import REASONS, Invalid
 from schemas.sync_finished import SyncFinished, decode
+from schemas.updates import Update, update, update_of
 from tests import oracle
 from tests.fuzz.inputs import GROWN, Target, of_record, record
 from tests.fuzz.mutations import TIMES
 from tests.test_pipeline import NOW, Record
-from worker.merge import APPLIED, Update, fold, registered
+from worker.merge import APPLIED, fold, registered
 
 WORDS = [
     *(b"content-type", b"application/json", b"application/cloudevents+json", b"1.0", b"\xfe", b""),
@@ -75,15 +75,15 @@ SEEDS = list(seeds())
 def run(data: bytes) -> None:
     read = record(data)
     event = decode(read.value, read.headers, now=NOW)
-    found = facts(read.value, read.headers, now=NOW)
+    found = update(read.value, read.headers, now=NOW)
     if isinstance(event, Invalid):
         assert found == event
         assert event.reason in REASONS
         assert event.message.isprintable(), event.message
         assert event.path.isprintable(), event.path
         return
-    assert found == facts_of(event)
-    merges_once(Update.from_facts(facts_of(event)))
+    assert found == update_of(event)
+    merges_once(update_of(event))
     can_be_published_again(event)
     if not read.headers:
         agrees_with_the_oracle(event, read)
@@ -110,7 +110,7 @@ def agrees_with_the_oracle(event: SyncFinished, read: Record) -> None:
     written = json.loads(read.value or b"")
     fields = event.fields()
     assert oracle.fields_of(written) == fields
-    assert oracle.stamp_of(written) == Update.from_facts(facts_of(event)).stamp
+    assert oracle.stamp_of(written) == update_of(event).stamp
 
 
 TARGET = Target(opened=lambda: nullcontext(run), seeds=SEEDS, words=WORDS)

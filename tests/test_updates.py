@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import facts as module
-from schemas.facts import facts
+from schemas import updates as module
+from schemas.updates import Update, update
 from tests.test_sync_finished import (
     EVENT,
     JOB,
@@ -20,7 +20,6 @@ from tests.test_sync_finished import (
     job,
     payload,
 )
-from worker.merge import Update
 
 HEADERS = [("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
 
@@ -85,9 +84,9 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("content", "digest"), DIGESTS)
 def test_a_digest_is_what_it_was_in_every_release(content: dict[str, Any], digest: str) -> None:
     value = json.dumps({**changed(EVENT, {"job": ...}), **content}).encode()
-    found = facts(value, now=NOW)
-    assert isinstance(found, module.Facts)
-    assert Update.from_facts(found).stamp.digest == digest
+    found = update(value, now=NOW)
+    assert isinstance(found, Update)
+    assert found.stamp.digest == digest
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_an_everyday_event_takes_the_shorter_way(
     value: bytes, headers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "decode", None)
-    assert isinstance(facts(value, headers, now=NOW), module.Facts)
+    assert isinstance(update(value, headers, now=NOW), Update)
 
 
 # Pieces of which each makes the text around it a little different, or quite another one
