@@ -1,14 +1,14 @@
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from schemas.dead_letter import MIN_RECORD, DeadLetter
 from schemas.sync_finished import Invalid
+from schemas.updates import Update
 from worker import pipeline
-from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, DUPLICATE, SUPERSEDED, Outcome, Update
+from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, DUPLICATE, SUPERSEDED, Outcome
 from worker.pipeline import Headers, Origin
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z in microseconds
@@ -22,15 +22,18 @@ EVENT = {
 }
 
 
-@dataclass
-class Record:
-    value: bytes | None
-    key: bytes | None = b"c"
-    topic: str = "t"
-    partition: int = 3
-    offset: int = 7
-    timestamp: int = 99
-    headers: Headers = ()
+class Record(pipeline.Record):
+    def __new__(
+        cls,
+        value: bytes | None,
+        key: bytes | None = b"c",
+        *,
+        partition: int = 3,
+        offset: int = 7,
+        timestamp: int = 99,
+        headers: Headers = (),
+    ) -> Self:
+        return super().__new__(cls, "t", partition, offset, timestamp, key, value, headers)
 
 
 def record(document: Any = EVENT, **more: Any) -> Record:
@@ -114,8 +117,7 @@ def test_the_breaker_s_subject_is_the_connector_or_else_the_key() -> None:
 
 def test_a_key_that_is_not_the_connector_id_is_noticed_and_the_body_decides() -> None:
     other = record(key=b"other")
-    read = pipeline.read(other, NOW)
-    assert pipeline.key_differs(other, read)
-    assert read.connector_id == "c"
-    assert not pipeline.key_differs(record(), read)
-    assert not pipeline.key_differs(Record(b"{"), pipeline.read(Record(b"{"), NOW))
+    records = [record(), other, Record(b"{")]
+    reads = [pipeline.read(each, NOW) for each in records]
+    assert pipeline.mismatched(records, reads) == [other]
+    assert reads[1].connector_id == "c"

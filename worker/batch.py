@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
 from schemas.reasons import Invalid
+from schemas.updates import Update
 from worker import pipeline
-from worker.merge import Update
-from worker.pipeline import Verdict
+from worker.pipeline import Record, Verdict
 
 STEPS = ("decode", "store", "dead_letters", "commit")
 SLICE = 100  # records read at once: about a millisecond
@@ -17,23 +17,27 @@ SLICE = 100  # records read at once: about a millisecond
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What one poll gave."""
+    """What one poll gave, or a few."""
 
-    records: list[ConsumerRecord]
-    first: dict[TopicPartition, ConsumerRecord]
-    last: dict[TopicPartition, ConsumerRecord]
+    records: list[Record] = field(default_factory=list)
+    first: dict[TopicPartition, Record] = field(default_factory=dict)
+    last: dict[TopicPartition, Record] = field(default_factory=dict)
     reads: list[Update | Invalid] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)  # indexes of what would be dead-lettered
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     @classmethod
-    def of(cls, polled: Mapping[TopicPartition, list[ConsumerRecord]]) -> "Batch":
-        return cls(
-            records=[record for records in polled.values() for record in records],
-            first={tp: records[0] for tp, records in polled.items()},
-            last={tp: records[-1] for tp, records in polled.items()},
-        )
+    def of(cls, polled: Mapping[TopicPartition, list[Record]]) -> "Batch":
+        batch = cls()
+        batch.add(polled)
+        return batch
+
+    def add(self, polled: Mapping[TopicPartition, list[Record]]) -> None:
+        for tp, records in polled.items():
+            self.records += records
+            self.first.setdefault(tp, records[0])
+            self.last[tp] = records[-1]
 
     def reading(self) -> Iterator[None]:
         """Read the records, a slice at a step."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cramjam
-from aiokafka import codec
+from aiokafka import TopicPartition, codec
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 from aiokafka.record.default_records import (
@@ -26,6 +26,7 @@ from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.record.util import decode_varint_py
 
 from worker.errors import MisconfiguredError
+from worker.pipeline import Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that one poll may give, of all partitions together
@@ -58,9 +59,25 @@ def guard() -> None:
     fetcher.PartitionRecords = Partition
 
 
+class _Room:
+    """Bytes that the partitions may still give for this batch."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MAX_POLL
+
+
+_room = _Room()
+
+
 def make_room() -> None:
-    """Let the next poll give its share of records; to be called before each."""
-    Partition.room = MAX_POLL
+    """Let the next poll give its share of records; to be called before each batch."""
+    _room.left = MAX_POLL
+
+
+def has_room() -> bool:
+    return _room.left > 0
 
 
 class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types for it
@@ -70,30 +87,33 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
     there is no more room for is fetched again, from the position that was reached.
     """
 
-    room = MAX_POLL  # one for all partitions
-    _records_iterator: Any
+    def __init__(self, tp: TopicPartition, records: "Batches", *more: Any) -> None:
+        super().__init__(tp, records, *more)
+        records.tp = tp
 
-    def __next__(self) -> Any:
-        if Partition.room <= 0:
-            raise StopIteration
-        try:
-            record = next(self._records_iterator)
-        except StopIteration:
-            self._records_iterator = None
-            raise
-        Partition.room -= len(record.value or b"") + len(record.key or b"")
-        if record.headers:
-            Partition.room -= sum(len(value or b"") for _, value in record.headers)
-        return record
+    def __iter__(self) -> Iterator[Record]:
+        records: Iterator[Record] = self._records_iterator
+        return records
 
-    def _unpack_records(self) -> Iterator[Any]:
+    def _unpack_records(self) -> Iterator[Record]:
         begin = self.next_fetch_offset
+        records = super()._unpack_records()
         try:
-            yield from super()._unpack_records()
+            # A record that was taken from there counts as given.
+            while _room.left > 0 and (record := next(records, None)) is not None:
+                yield record
         except _UNREADABLE as error:
             if self.next_fetch_offset > begin:
                 return  # what stands before it is handled, and committed, first
             raise self._refused(error) from None
+
+    def _consumer_record(self, tp: TopicPartition, record: Record) -> Record:  # noqa: ARG002
+        """Take room for a record that is given: those before the position were given before."""
+        key, value, headers = record[4:]
+        _room.left -= len(value or b"") + len(key or b"")
+        if headers:
+            _room.left -= sum(len(content or b"") for _, content in headers)
+        return record
 
     def _refused(self, error: Exception) -> MisconfiguredError:
         what = str(error)
@@ -111,6 +131,7 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
     """The batches of one answer of a broker."""
 
+    tp: TopicPartition
     end: int | None = None  # of the last one, where that is known
 
     def next_batch(self) -> Any:
@@ -122,14 +143,14 @@ class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type chec
             )
         batch = super().next_batch()
         self.end = batch.next_offset
-        return _Batch(batch, raw)
+        return _Batch(batch, raw, self.tp)
 
 
 class _Batch:
     """What aiokafka's batch is, but for its records."""
 
-    def __init__(self, batch: Any, raw: memoryview) -> None:
-        self._batch, self._raw = batch, raw
+    def __init__(self, batch: Any, raw: memoryview, tp: TopicPartition) -> None:
+        self._batch, self._raw, self._tp = batch, raw, tp
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -146,7 +167,7 @@ class _Batch:
             )
         return marker
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Record]:
         """Give the records at offsets of their own, within the batch.
 
         Brokers do not look at those of uncompressed records. One beyond the batch would be
@@ -159,27 +180,32 @@ class _Batch:
             raise UnreadableError(
                 f"the batch up to offset {self._batch.next_offset} says that it has {count} records"
             )
-        for record in self._records():
-            if record.offset != at:
-                at = min(max(at, record.offset), most)
-            yield record if record.offset == at else _moved(record, at)
-            at, most = at + 1, most + 1
-
-    def _records(self) -> Iterator[Any]:
         codec_id = self._batch.compression_type
         raw = _decompressed(self._raw, codec_id, self._batch.next_offset) if codec_id else self._raw
-        done = 0
-        try:
-            for record in DefaultRecordBatch(raw):
-                done += 1
-                yield record
-        except UnicodeDecodeError:
-            yield from _Lenient(raw, done)
-
-
-def _moved(record: Any, offset: int) -> Any:
-    kind, headers = record.timestamp_type, record.headers
-    return _DefaultRecordPy(offset, record.timestamp, kind, record.key, record.value, headers)
+        topic, partition = self._tp
+        done, records = 0, DefaultRecordBatch(raw)
+        while True:
+            try:
+                for record in records:
+                    if record.offset != at:
+                        at = min(max(at, record.offset), most + done)
+                    headers = tuple(record.headers)
+                    found = (
+                        topic,
+                        partition,
+                        at,
+                        record.timestamp,
+                        record.key,
+                        record.value,
+                        headers,
+                    )
+                    yield tuple.__new__(Record, found)
+                    at += 1
+                    done += 1
+            except UnicodeDecodeError:
+                records = _Lenient(raw, done)
+            else:
+                return
 
 
 def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from schemas.dead_letter import DeadLetter
 from schemas.reasons import Invalid
+from schemas.updates import Update
 from worker import pipeline
 from worker.batch import Batch
 from worker.breaker import Breaker
 from worker.errors import TransientError
 from worker.logs import get_logger
-from worker.merge import Update
 from worker.metrics import Metrics
 from worker.pipeline import Origin
 from worker.stores.base import ConnectorStore
@@ -115,11 +115,7 @@ class Handler:
 
     def report(self, batch: Batch, lag: int) -> None:
         outcomes = pipeline.counts(batch.verdicts)
-        mismatched = [
-            f"{record.partition}/{record.offset}"
-            for record, read in zip(batch.records, batch.reads, strict=True)
-            if pipeline.key_differs(record, read)
-        ]
+        mismatched = pipeline.mismatched(batch.records, batch.reads)
         reused = pipeline.reused(batch.verdicts)
         self._metrics.batch_done(batch, outcomes, mismatched=len(mismatched), reused=reused)
         log.info(
@@ -132,4 +128,5 @@ class Handler:
             **{f"{step}_s": round(seconds, 4) for step, seconds in batch.seconds.items()},
         )
         if mismatched:
-            log.warning("batch.key_mismatch", records=len(mismatched), first=mismatched[0])
+            first = f"{mismatched[0].partition}/{mismatched[0].offset}"
+            log.warning("batch.key_mismatch", records=len(mismatched), first=first)

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from schemas.dead_letter import MIN_RECORD
@@ -47,7 +46,7 @@ REFUSED = Record(b"{}", partition=0, offset=0)
 @contextmanager
 def opened() -> Iterator[Run]:
     key, value, headers = letters.letter_of(REFUSED).to_record(MIN_RECORD)
-    topic = Topic([replace(REFUSED, key=key, value=value, headers=headers)])
+    topic = Topic([REFUSED._replace(key=key, value=value, headers=headers)])
     with asyncio.Runner() as runner:
         yield lambda data: runner.run(applied(topic, data))
 

@@ -66,7 +66,7 @@ class Topic:
 @contextmanager
 def opened() -> Iterator[Run]:
     with asyncio.Runner() as runner:
-        yield lambda data: runner.run(replayed(replace(record(data), partition=0, offset=0)))
+        yield lambda data: runner.run(replayed(record(data)._replace(partition=0, offset=0)))
 
 
 async def replayed(read: Record) -> None:
