@@ -3,18 +3,23 @@
 import asyncio
 from collections.abc import Mapping
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from worker import batches, kafka
 from worker.batch import Batch
 from worker.errors import LastSyncError, MisconfiguredError, OffsetsLostError, TransientError
 from worker.logs import get_logger
+from worker.pipeline import Record
 from worker.retry import pause
 
 log = get_logger(__name__)
 
 POLL = 0.5  # seconds that one poll waits for records
+# A batch may take all that was fetched, and more comes after a moment.
+AHEAD = 1.0  # seconds that reading ahead may take, and its last poll a little longer
+AHEAD_POLL = 0.02  # seconds
+LONG = 1.0  # seconds that a batch should not take: a rebalance and a stop wait for it
 LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 REQUEST_TIMEOUT = 5.0  # seconds
 
@@ -26,6 +31,7 @@ class Reader:
         self, client: AIOKafkaConsumer, *, group: str, batch_size: int, stop: asyncio.Event
     ) -> None:
         self._client, self._group, self._batch_size, self._stop = client, group, batch_size, stop
+        self.most = batch_size  # records of the next batch
         self._polling: asyncio.Timeout | None = None
         self._ahead: Batch | None = None  # fetched, and not begun
         self.refused: LastSyncError | None = None  # what reading ahead came upon
@@ -37,27 +43,47 @@ class Reader:
         polled = await self.poll(POLL)
         return Batch.of(polled) if polled else None
 
-    async def read_ahead(self) -> None:
+    def learn(self, batch: Batch) -> None:
+        """Let the next batch be as large as the store can take within a second."""
+        took = sum(batch.seconds.values())
+        if took > LONG:
+            self.most = max(1, int(len(batch.records) * LONG / took))
+        elif took < LONG / 2 and len(batch.records) >= self.most:
+            self.most = min(2 * self.most, self._batch_size)
+
+    async def read_ahead(self, work: asyncio.Task[None]) -> None:
         """Fetch and read the next batch while another process does the work of this one.
 
         What ends the worker waits in `refused` for the batch in flight: a person who sets the
         offset behind what cannot be read takes all before it for done.
         """
-        try:
-            polled = await self.poll(0)
-        except (MisconfiguredError, OffsetsLostError) as error:
-            self.refused = error
-            return
-        if polled:
-            self._ahead = ahead = Batch.of(polled)
-            for _ in ahead.reading():
-                await asyncio.sleep(0)  # the batch in flight goes first
+        batches.make_room()
+        clock = asyncio.get_running_loop().time
+        until = clock() + AHEAD
+        while not work.done() and not self._stop.is_set() and clock() < until:
+            most = self.most - (len(self._ahead.records) if self._ahead else 0)
+            if most <= 0 or not batches.has_room():
+                return
+            try:
+                polled = await self._poll(AHEAD_POLL, most)
+            except (MisconfiguredError, OffsetsLostError) as error:
+                self.refused = error
+                return
+            if polled:  # a revocation may have it forgotten meanwhile
+                self._ahead = ahead = self._ahead or Batch()
+                ahead.add(polled)
+                for _ in ahead.reading():
+                    await asyncio.sleep(0)  # the batch in flight goes first
 
-    async def poll(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord]]:
+    async def poll(self, seconds: float) -> dict[TopicPartition, list[Record]]:
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
+        batches.make_room()
+        return await self._poll(seconds, self.most)
+
+    async def _poll(self, seconds: float, most: int) -> dict[TopicPartition, list[Record]]:
         try:
             with kafka.translated("reading records"):
-                polled = await self._getmany(seconds)
+                polled = await self._getmany(seconds, most)
         except NoOffsetForPartitionError as error:
             await self._begin(error.args[0])
         except OffsetOutOfRangeError as error:
@@ -69,12 +95,11 @@ class Reader:
             return polled
         return {}
 
-    async def _getmany(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord]]:
+    async def _getmany(self, seconds: float, most: int) -> dict[TopicPartition, list[Record]]:
         try:
             async with asyncio.timeout(LAST_POLL if self._stop.is_set() else None) as self._polling:
-                batches.make_room()
-                polled: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
-                    timeout_ms=int(seconds * 1000), max_records=self._batch_size
+                polled: dict[TopicPartition, list[Record]] = await self._client.getmany(
+                    timeout_ms=int(seconds * 1000), max_records=most
                 )
                 return polled
         except TimeoutError:

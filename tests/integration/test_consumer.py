@@ -15,14 +15,16 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import CommitFailedError
 
+from schemas.updates import Update
 from tests.brokers import Broker
 from tests.conftest import MakeBroker
 from tests.eventually import eventually
 from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
-from worker import consumer, dead_letters, lookout
+from worker import consumer, dead_letters, lookout, reader
 from worker.app import running
 from worker.errors import MisconfiguredError, StalledError, TransientError
-from worker.merge import Outcome, Update
+from worker.merge import Outcome
+from worker.reader import AHEAD_POLL
 from worker.settings import Settings
 from worker.stores import ConnectorStore, open_store
 from worker.watchdog import Watchdog
@@ -50,6 +52,7 @@ class Pinned:
         self.trouble: Exception | None = None
         self.attempts = 0
         self.seen: list[str] = []
+        self.sizes: list[int] = []  # of batches
         self.preview, self.add, self.delete = store.preview, store.add, store.delete
         self.get, self.connectors, self.describe = store.get, store.connectors, store.describe
         self.verify = store.verify
@@ -60,7 +63,8 @@ class Pinned:
         await self.gate.wait()
         if self.trouble is not None:
             raise self.trouble
-        self.seen += [update.stamp.event_id for update in updates]
+        self.seen += [update.event_id for update in updates]
+        self.sizes.append(len(updates))
         return await self._store.apply(updates)
 
 
@@ -85,7 +89,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
             if self.mute:
                 await asyncio.sleep(0.05)
                 return {}
-            if self.read_ahead_error and options["timeout_ms"] == 0:
+            if self.read_ahead_error and options["timeout_ms"] == AHEAD_POLL * 1000:
                 raise self.read_ahead_error
             polled = await super().getmany(*partitions, **options)
         except asyncio.CancelledError:
@@ -285,6 +289,27 @@ async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committ
         store.gate.set()
         await eventually(committed_all(kafka, topic))
     assert store.seen == [f"e-{4 * n}" for n in range(6)]
+
+
+async def test_reading_ahead_goes_on_until_the_next_batch_is_full(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "AHEAD", 60.0)
+    store.remote = True
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic, batch_size=4), store):
+        await store.entered.wait()
+        for more, all_read in ((2, 3), (3, 5)):
+            await kafka.produce(topic.source, [event("a", 4 * n) for n in range(more)])
+            await eventually(lambda: clients[0].records == all_read)  # noqa: B023
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+    assert store.sizes == [1, 4, 1]
 
 
 async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
