@@ -112,7 +112,7 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         key, value, headers = record[4:]
         _room.left -= len(value or b"") + len(key or b"")
         if headers:
-            _room.left -= sum(len(content or b"") for _, content in headers)
+            _room.left -= sum([len(content) for _, content in headers if content])
         return record
 
     def _refused(self, error: Exception) -> MisconfiguredError:
