@@ -19,7 +19,8 @@ class Load:
     """What is in a topic."""
 
     events: int
-    connectors: int = 10_000
+    connectors: int = 10_000  # that there are events of
+    among: int = 1  # of so many connectors in the store, one has events
     partitions: int = 4
     size: int = 375  # bytes of a value, about
     poison: float = 0.0  # share of events for connectors that nobody registered
@@ -27,14 +28,14 @@ class Load:
 
 
 def connector_ids(load: Load) -> list[str]:
-    return [f"connector-{number:06}" for number in range(load.connectors)]
+    return [f"connector-{number:06}" for number in range(load.connectors * load.among)]
 
 
 def records(load: Load) -> Iterator[Record]:
     """Completed full syncs, each connector's in the order of time and in one partition."""
     chosen = random.Random(1)  # noqa: S311 - a benchmark's data
     for number in range(load.events):
-        connector = f"connector-{chosen.randrange(load.connectors):06}"
+        connector = f"connector-{load.among * chosen.randrange(load.connectors):06}"
         if chosen.random() < load.poison:
             connector = f"unknown-{connector}"
         content = event(number, connector, load.size - 375)

@@ -98,7 +98,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         trace: Trace,
         stop: asyncio.Event,
     ) -> None:
-        self._client = client
+        self._client, self._batch_size = client, batch_size
         self._reader = Reader(client, group=group, batch_size=batch_size, stop=stop)
         self._handler = handler
         self._watchdog = watchdog
@@ -140,7 +140,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
-            if self._handler.remote and len(batch.records) >= self._reader.most // 4:
+            if self._handler.remote and len(batch.records) >= self._batch_size // 4:
                 await self._reader.read_ahead(work)
             await asyncio.wait({work}, timeout=SLOW)
             if not work.done() and self._health.held is None:
@@ -183,7 +183,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 )
             self._handler.passed(batch)
             await self._until_done("the commit", lambda: self._commit(batch))
-        self._reader.learn(batch)
         self._handler.report(batch, self._lag.records)
 
     async def _until_done(self, step: str, attempt: Callable[[], Awaitable[None]]) -> None:

@@ -19,7 +19,6 @@ POLL = 0.5  # seconds that one poll waits for records
 # A batch may take all that was fetched, and more comes after a moment.
 AHEAD = 1.0  # seconds that reading ahead may take, and its last poll a little longer
 AHEAD_POLL = 0.02  # seconds
-LONG = 1.0  # seconds that a batch should not take: a rebalance and a stop wait for it
 LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 REQUEST_TIMEOUT = 5.0  # seconds
 
@@ -31,7 +30,6 @@ class Reader:
         self, client: AIOKafkaConsumer, *, group: str, batch_size: int, stop: asyncio.Event
     ) -> None:
         self._client, self._group, self._batch_size, self._stop = client, group, batch_size, stop
-        self.most = batch_size  # records of the next batch
         self._polling: asyncio.Timeout | None = None
         self._ahead: Batch | None = None  # fetched, and not begun
         self.refused: LastSyncError | None = None  # what reading ahead came upon
@@ -43,14 +41,6 @@ class Reader:
         polled = await self.poll(POLL)
         return Batch.of(polled) if polled else None
 
-    def learn(self, batch: Batch) -> None:
-        """Let the next batch be as large as the store can take within a second."""
-        took = sum(batch.seconds.values())
-        if took > LONG:
-            self.most = max(1, int(len(batch.records) * LONG / took))
-        elif took < LONG / 2 and len(batch.records) >= self.most:
-            self.most = min(2 * self.most, self._batch_size)
-
     async def read_ahead(self, work: asyncio.Task[None]) -> None:
         """Fetch and read the next batch while another process does the work of this one.
 
@@ -61,7 +51,7 @@ class Reader:
         clock = asyncio.get_running_loop().time
         until = clock() + AHEAD
         while not work.done() and not self._stop.is_set() and clock() < until:
-            most = self.most - (len(self._ahead.records) if self._ahead else 0)
+            most = self._batch_size - (len(self._ahead.records) if self._ahead else 0)
             if most <= 0 or not batches.has_room():
                 return
             try:
@@ -78,7 +68,7 @@ class Reader:
     async def poll(self, seconds: float) -> dict[TopicPartition, list[Record]]:
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
         batches.make_room()
-        return await self._poll(seconds, self.most)
+        return await self._poll(seconds, self._batch_size)
 
     async def _poll(self, seconds: float, most: int) -> dict[TopicPartition, list[Record]]:
         try:

@@ -114,7 +114,12 @@ class Settings(BaseModel):
     api_key: SecretStr | None = Field(
         None, description="Keys that callers of the API may use, comma-separated"
     )
-    batch_size: int = Field(10_000, ge=1, le=10_000, description="Most records in one batch")
+    batch_size: int = Field(
+        10_000,
+        ge=1,
+        le=10_000,
+        description="Most records in one batch; with Elasticsearch 4,000 at most",
+    )
     flood_window: int = Field(
         1_000, ge=1, le=1_000_000, description="Last events that the flood breaker looks at"
     )

@@ -45,7 +45,7 @@ class Pinned:
 
     def __init__(self, store: ConnectorStore) -> None:
         self._store = store
-        self.store_id, self.remote = store.store_id, store.remote
+        self.store_id, self.remote, self.most = store.store_id, store.remote, store.most
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()

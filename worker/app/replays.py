@@ -35,7 +35,7 @@ async def replay(
             topic=topic,
             signature=signature,
             other_stores=other_stores,
-            batch_size=settings.batch_size,
+            batch_size=min(settings.batch_size, store.most),
             rate=rate,
             stop=stop,
         )

@@ -175,7 +175,7 @@ async def consume(
         loop = consumer.Consumer(
             client=client,
             group=settings.kafka_group_id,
-            batch_size=settings.batch_size,
+            batch_size=min(settings.batch_size, store.most),
             handler=Handler(
                 origin=Origin(group=settings.kafka_group_id, store=store.store_id),
                 store=store,

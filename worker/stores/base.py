@@ -88,6 +88,10 @@ class ConnectorStore(Protocol):
         """Whether another process does most of the work, so that this one has time meanwhile."""
 
     @property
+    def most(self) -> int:
+        """How many updates `apply` may get at once: more take longer than a stop can wait."""
+
+    @property
     def store_id(self) -> str:
         """The UUID made with the data: the same at every opening, another where the data is."""
 

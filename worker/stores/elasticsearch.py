@@ -31,6 +31,7 @@ from worker.stores.ledger import Entry, Ledger
 
 OPEN_TIMEOUT = 3.5  # seconds
 AT_ONCE = 500  # connectors in one request to the ledger
+MOST = 4_000  # seven seconds, where a server takes 20 ms for a request
 CONTENTION_TIMEOUT = 15.0  # seconds that a call goes on losing to other writers
 IN_FLIGHT = 2.0  # seconds that another writer may be between its two writes
 
@@ -73,6 +74,10 @@ class ElasticsearchStore:
     @property
     def remote(self) -> bool:
         return True
+
+    @property
+    def most(self) -> int:
+        return MOST
 
     @property
     def store_id(self) -> str:

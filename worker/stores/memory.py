@@ -19,6 +19,9 @@ async def open_memory() -> AsyncIterator["MemoryStore"]:
     yield MemoryStore()
 
 
+MOST = 10_000
+
+
 class MemoryStore:
     """Keeps the states in a dict, under the contract of `ConnectorStore`."""
 
@@ -30,6 +33,10 @@ class MemoryStore:
     @property
     def remote(self) -> bool:
         return False
+
+    @property
+    def most(self) -> int:
+        return MOST
 
     @property
     def store_id(self) -> str:

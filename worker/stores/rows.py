@@ -12,7 +12,7 @@ bit in a sixth number too: a reset took the value, but the event's stamp is late
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from itertools import repeat
@@ -114,31 +114,26 @@ def merging_state_of(row: Row) -> State:
     return State(fields=dict.fromkeys(present, KEPT), stamps=stamps, deleted=gone)
 
 
-def by_connector(updates: Iterable[Update]) -> dict[str, list[Update]]:
-    found: defaultdict[str, list[Update]] = defaultdict(list)
-    for update in updates:
-        found[update.connector_id].append(update)
-    return dict(found)
-
-
 class Merging:
-    """A batch that is merged into rows of MERGING, of some connectors after others."""
+    """A batch on its way into rows of MERGING, some connectors after others."""
 
     def __init__(self, updates: Sequence[Update]) -> None:
         self._updates = updates
-        self._mine = by_connector(updates)
+        self._of: defaultdict[str, list[Update]] = defaultdict(list)
+        for update in updates:
+            self._of[update.connector_id].append(update)
         self._others: dict[str, Iterator[Outcome]] = {}  # where not all was applied
 
     def parts(self, size: int = PART) -> Iterator[list[str]]:
         """Give the connectors' ids, so many at once; in order, as everyone who locks them does."""
-        ids = sorted(self._mine)
+        ids = sorted(self._of)
         return (ids[start : start + size] for start in range(0, len(ids), size))
 
     def changes(self, ids: Collection[str], rows: Sequence[Row]) -> list[Change]:
         """Merge into the rows that there are of these connectors."""
         changes = []
         for row in rows:
-            updates = self._mine[row[0]]
+            updates = self._of[row[0]]
             change = _overtaken(row, updates)
             if change is None:
                 change, outcomes = _folded(row, updates)

@@ -51,6 +51,7 @@ from worker.stores.rows import (
     state_of,
 )
 
+MOST = 10_000
 PAGE = 500  # connectors read at once by a listing
 TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
 
@@ -122,6 +123,10 @@ class SqlStore:
     @property
     def remote(self) -> bool:
         return self._dialect.remote
+
+    @property
+    def most(self) -> int:
+        return MOST
 
     @property
     def store_id(self) -> str:
