@@ -23,6 +23,11 @@ MEBIBYTE = 1024 * 1024
 BAD = RawName.of(b"\xff\xfe")
 
 
+@pytest.fixture(autouse=True)
+def room() -> None:
+    batches.make_room()
+
+
 def fetched(raw: bytes) -> Partition:
     """Open what a broker answered, as the client does."""
     records = Batches(raw)
@@ -258,7 +263,6 @@ def test_offsets_that_compaction_has_left_stay() -> None:
 
 def test_one_poll_gives_no_more_than_there_is_room_for_and_the_next_goes_on() -> None:
     raw = batch([Record(key=b"k", value=bytes(MEBIBYTE)) for _ in range(40)], "zstd")
-    batches.make_room()
     first, second = fetched(raw), fetched(raw)
     found = list(first)
     assert len(found) * MEBIBYTE < batches.MAX_POLL + MEBIBYTE
@@ -268,6 +272,20 @@ def test_one_poll_gives_no_more_than_there_is_room_for_and_the_next_goes_on() ->
     batches.make_room()
     rest = Partition(first._tp, Batches(raw), [], len(found), None, None, True, 1)
     assert [one.offset for one in rest] == list(range(len(found), 40))  # what was given is free
+
+
+@pytest.mark.parametrize("kind", ["key", "value", "name", "header", "headers"])
+def test_whatever_a_record_is_large_by_takes_room(kind: str) -> None:
+    large: dict[str, Record] = {
+        "key": Record(key=bytes(MEBIBYTE), value=b""),
+        "value": Record(key=b"", value=bytes(MEBIBYTE)),
+        "name": Record(key=b"", value=b"", headers=[("n" * MEBIBYTE, b"")]),
+        "header": Record(key=b"", value=b"", headers=[("n", bytes(MEBIBYTE))]),
+        "headers": Record(key=b"", value=b"", headers=[("n", b"")] * 10_000),
+    }
+    found = list(fetched(batch([large[kind]] * 40, "zstd")))
+    assert len(found) <= 33
+    assert not batches.has_room()
 
 
 def lying(length: int, *names: str) -> bytes:

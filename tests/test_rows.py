@@ -1,12 +1,13 @@
 """Merging into rows, by the rules of `tests/test_merge.py`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.updates import Update
-from tests.test_merge import NEW, batches
+from tests.test_merge import FIELDS, NEW, batches, update
 from worker.merge import Outcome, State, deleted, fold, fold_batch, registered
 from worker.stores import rows
 from worker.stores.rows import Change, Merging, Row, merging_state_of, row_of
@@ -14,17 +15,19 @@ from worker.stores.rows import Change, Merging, Row, merging_state_of, row_of
 PLACES = {column.name: place for place, column in enumerate(rows.STATE)}
 
 
-def row(state: State) -> tuple[Any, ...]:
+def row(connector_id: str, state: State) -> tuple[Any, ...]:
     """As the database gives it to a merge."""
-    written = row_of("c", state, "2026-01-01T00:00:00.000000Z" if state.deleted else None)
-    return "c", written[PLACES["stamps"]], state.deleted
+    gone = "2026-01-01T00:00:00.000000Z" if state.deleted else None
+    return connector_id, row_of(connector_id, state, gone)[PLACES["stamps"]], state.deleted
 
 
-def merged_batch(batch: list[Update], *rows: Row) -> tuple[list[Change], list[Outcome]]:
+def merged_batch(
+    batch: list[Update], rows: Sequence[Row], size: int
+) -> tuple[list[Change], list[Outcome]]:
     merging = Merging(batch)
     changes = [
         change
-        for ids in merging.parts(1)
+        for ids in merging.parts(size)
         for change in merging.changes(ids, [row for row in rows if row[0] in ids])
     ]
     return changes, merging.outcomes()
@@ -46,33 +49,45 @@ def lived(life: list[list[Update] | int | str]) -> State:
     return state or NEW
 
 
-@given(lives, batches)
-def test_a_row_merges_as_the_rules_say(
-    life: list[list[Update] | int | str], batch: list[Update]
+events = st.builds(
+    lambda at, rank, event_id, fields: update(at, rank=rank, event_id=event_id, **fields),
+    st.integers(1, 4),
+    st.integers(3, 4),
+    st.sampled_from("abcdefgh"),  # so many that most are no other event's
+    st.dictionaries(st.sampled_from(FIELDS), st.sampled_from([None, "x", 1])),
+)
+batches_of_some = st.lists(
+    st.builds(lambda id_, u: u._replace(connector_id=id_), st.sampled_from("ccdx"), events),
+    max_size=10,
+)
+
+
+FIRST, SECOND = (update(1, event_id=id_, last_sync_error=id_) for id_ in "ab")
+AGAIN = FIRST._replace(at=2, fields={"last_sync_error": "other"})
+
+
+@settings(max_examples=300)
+@example({"c": [[SECOND]], "d": []}, [FIRST], 1)  # of the same time
+@example({"c": [[FIRST]], "d": []}, [AGAIN], 1)  # of the same id
+@example({"c": [], "d": []}, [FIRST, AGAIN], 1)
+@given(st.fixed_dictionaries({"c": lives, "d": lives}), batches_of_some, st.integers(1, 3))
+def test_rows_merge_as_the_rules_say(
+    lives: dict[str, list[list[Update] | int | str]], batch: list[Update], size: int
 ) -> None:
-    before = lived(life)
-    states, outcomes = fold_batch({"c": before}, batch)
-    changes, found = merged_batch(batch, row(before))
+    """Of two connectors; a third has no row."""
+    before = {id_: lived(life) for id_, life in lives.items()}
+    states, outcomes = fold_batch(before, batch)
+    rows = [row(id_, state) for id_, state in before.items()]
+    changes, found = merged_batch(batch, rows, size)
     assert found == outcomes
-    assert bool(changes) == bool(states)
+    assert {values[-1] for _, values in changes} == states.keys()
     for columns, values in changes:
         *gained, stamps_text, connector_id = values
         change = dict(zip(columns, gained, strict=True))
-        after = states["c"]
-        assert connector_id == "c"
-        known = merging_state_of(("c", stamps_text, after.deleted))
+        after = states[connector_id]
+        known = merging_state_of((connector_id, stamps_text, after.deleted))
         assert known.stamps == after.stamps
         assert known.fields.keys() == after.fields.keys()
-        kept = {name: value for name, value in before.fields.items() if name not in change}
+        held = before[connector_id].fields
+        kept = {name: value for name, value in held.items() if name not in change}
         assert {**kept, **change} == after.fields
-
-
-@given(st.lists(st.tuples(st.sampled_from("cd"), batches.filter(len).map(lambda b: b[0]))))
-def test_events_of_connectors_that_have_no_row_are_not_found(
-    pairs: list[tuple[str, Update]],
-) -> None:
-    batch = [u._replace(connector_id=id_) for id_, u in pairs]
-    changes, outcomes = merged_batch(batch, row(NEW))
-    assert len(changes) == ("c" in dict(pairs))
-    for update, outcome in zip(batch, outcomes, strict=True):
-        assert (outcome.name == "connector_not_found") == (update.connector_id == "d")

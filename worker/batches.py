@@ -29,7 +29,8 @@ from worker.errors import MisconfiguredError
 from worker.pipeline import Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
-MAX_POLL = 32 * 1024 * 1024  # bytes of records that one poll may give, of all partitions together
+MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
+OBJECT = 200  # bytes that a record, or a header, takes beside what is in it
 FIRST_GUESS = 8  # times the compressed size
 FIRST_ROOM = 64 * 1024  # bytes
 FORMAT = 2  # of batches: others have no headers, which letters and CloudEvents need
@@ -110,9 +111,10 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
     def _consumer_record(self, tp: TopicPartition, record: Record) -> Record:  # noqa: ARG002
         """Take room for a record that is given: those before the position were given before."""
         key, value, headers = record[4:]
-        _room.left -= len(value or b"") + len(key or b"")
+        _room.left -= OBJECT + len(value or b"") + len(key or b"")
         if headers:
-            _room.left -= sum([len(content) for _, content in headers if content])
+            sizes = [OBJECT + len(name) + len(content or b"") for name, content in headers]
+            _room.left -= sum(sizes)
         return record
 
     def _refused(self, error: Exception) -> MisconfiguredError:

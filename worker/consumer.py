@@ -30,7 +30,7 @@ from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
 
-SLOW = 3.0  # seconds after which a batch in flight counts as held and polling goes on without it
+SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the batch in flight
 COMMIT_TIMEOUT = 5.0  # seconds
 REBALANCE_TIMEOUT = 20.0  # seconds
 # Longer than joining may take, or rejoin storms follow. Nothing arrives for so long on a connection
@@ -40,7 +40,7 @@ REQUEST_TIMEOUT = 25.0  # seconds
 # by a heartbeat, and to finish what it has in hand.
 HEARTBEATS_PER_SESSION = 3
 HEARTBEAT = 1.0  # seconds between two, at most
-REVOKE_BUDGET = 3.0  # seconds; far longer than a batch takes on a store that is well
+REVOKE_BUDGET = 3.0  # seconds; far longer than a batch takes on a database that is well
 
 
 CAUSES: dict[str, Cause] = {
@@ -128,6 +128,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 await self._see_through(batch)
             if self._stop.is_set():
                 return
+            if self._reader.refused:
+                continue  # positions stand behind it
             if not batch or self._lookout.due:
                 await self._look_around(glance=batch is not None)
             if drain is not None and await drain.done():
@@ -154,8 +156,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             if paused := self._client.paused():
                 self._client.resume(*paused)
                 free_dropped_records()
-        if self._reader.refused:  # before positions are committed, which stand behind it
-            raise self._reader.refused
         if work.cancelled():  # by a revocation
             log.info("batch.abandoned", records=len(batch.records), reason="partitions revoked")
             return

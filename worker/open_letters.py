@@ -23,6 +23,7 @@ MESSAGE = 500  # characters of a message that the table keeps; the letter itself
 POLL = 500  # milliseconds
 FETCH_WAIT = 10  # milliseconds that a broker keeps a fetch that finds nothing
 STALLED = 30.0  # seconds without a record, before the end
+MOST_BYTES = 16 * 1024 * 1024  # of values in memory at once
 AT_ONCE = 2_000  # records taken from the client's buffers
 COLLECTED = 50_000  # new objects after which cycles are looked for; Python's own default is 700
 
@@ -94,17 +95,21 @@ class OpenLetters:
     async def originals(
         self, wanted: Iterable[OpenLetter], size: int
     ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
-        """What the wanted letters carry, `size` at a time; None for one that is unreadable.
+        """What the wanted letters carry, `size` at a time, or fewer that are large.
+
+        It is None for a letter that is unreadable.
 
         One that is there no more was resolved or written again meanwhile, and is left out.
         """
         batch: list[tuple[OpenLetter, Original | None]] = []
+        room = MOST_BYTES
         async for records in self._records(wanted):
             for letter, record in records:
                 batch.append((letter, _original(letter, record)))
-                if len(batch) == size:
+                room -= len(record.value or b"")
+                if len(batch) == size or room < 0:
                     yield batch
-                    batch = []
+                    batch, room = [], MOST_BYTES
         if batch:
             yield batch
 

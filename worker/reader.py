@@ -38,19 +38,21 @@ class Reader:
         if self._ahead:
             batch, self._ahead = self._ahead, None
             return batch
+        if self.refused:
+            raise self.refused
         polled = await self.poll(POLL)
         return Batch.of(polled) if polled else None
 
     async def read_ahead(self, work: asyncio.Task[None]) -> None:
         """Fetch and read the next batch while another process does the work of this one.
 
-        What ends the worker waits in `refused` for the batch in flight: a person who sets the
+        What ends the worker waits in `refused` for what stands before it: a person who sets the
         offset behind what cannot be read takes all before it for done.
         """
         batches.make_room()
         clock = asyncio.get_running_loop().time
         until = clock() + AHEAD
-        while not work.done() and not self._stop.is_set() and clock() < until:
+        while not (work.done() or self.refused or self._stop.is_set()) and clock() < until:
             most = self._batch_size - (len(self._ahead.records) if self._ahead else 0)
             if most <= 0 or not batches.has_room():
                 return
@@ -146,4 +148,4 @@ class Reader:
 
     def forget(self) -> None:
         """Drop what was read ahead: whoever gets the partitions reads on from what is committed."""
-        self._ahead = None
+        self._ahead = self.refused = None

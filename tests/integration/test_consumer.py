@@ -333,6 +333,35 @@ async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flig
     assert await kafka.committed(topic.group, topic.source) == {0: 2, 1: 0, 2: 0, 3: 0}
 
 
+async def test_what_was_read_ahead_of_what_cannot_be_read_is_done_first(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "AHEAD", 60.0)
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
+    store.remote = True
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+
+    async def met_a_bomb() -> None:
+        async with working(settings_for(kafka, topic, batch_size=4), store) as worker:
+            await store.entered.wait()
+            await kafka.produce(topic.source, [event("a", 4 * n) for n in range(2)])
+            await eventually(lambda: clients[0].records == 3)
+            clients[0].read_ahead_error = MisconfiguredError("a bomb")
+            await eventually(clients[0].paused)  # it was met
+            store.gate.set()
+            await worker.task
+
+    with pytest.raises(MisconfiguredError, match="a bomb"):
+        await met_a_bomb()
+    assert store.sizes == [1, 2]
+    assert await kafka.committed(topic.group, topic.source) == {0: 3, 1: 0, 2: 0, 3: 0}
+
+
 async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(
     kafka: Kafka,
     topic: Topics,

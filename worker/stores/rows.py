@@ -194,7 +194,7 @@ def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
         known.append(group[2])
     for update in updates:
         at, event_id = update.at, update.event_id
-        if at <= latest or event_id in known:
+        if at <= latest or event_id in known or not update.fields:
             return None
         latest = at
         known.append(event_id)

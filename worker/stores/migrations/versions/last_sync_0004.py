@@ -8,4 +8,4 @@ down_revision = "last_sync_0003"
 
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
-        op.drop_index("connectors_last_synced", "connectors")
+        op.drop_index("connectors_last_synced", "connectors", if_exists=True)
