@@ -32,6 +32,10 @@ log = get_logger(__name__)
 
 SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the batch in flight
 COMMIT_TIMEOUT = 5.0  # seconds
+# A batch from one partition has more events of a connector than one from all: they share a key.
+FETCH = 3 * 1024 * 1024  # bytes of an answer of a broker, about
+BUFFERED = 4 * FETCH  # of all partitions together, until each has the least
+LEAST_FETCH = 1024 * 1024  # bytes of a partition
 REBALANCE_TIMEOUT = 20.0  # seconds
 # Longer than joining may take, or rejoin storms follow. Nothing arrives for so long on a connection
 # whose other end is gone without a word.
@@ -57,9 +61,11 @@ class _Abandoned(Exception):  # noqa: N818 - not an error: the batch will be del
     """The worker stops while it holds a batch."""
 
 
-def client_options(session_timeout_ms: int) -> dict[str, object]:
-    """How the loop wants its aiokafka consumer."""
+def client_options(session_timeout_ms: int, partitions: int) -> dict[str, object]:
+    """How the loop wants its aiokafka consumer, of a topic with so many partitions."""
     return {
+        "fetch_max_bytes": FETCH,
+        "max_partition_fetch_bytes": max(LEAST_FETCH, min(FETCH, BUFFERED // partitions)),
         "enable_auto_commit": False,
         "auto_offset_reset": "none",  # a reset is decided here, where loss can be told apart
         "isolation_level": "read_committed",

@@ -684,11 +684,19 @@ def test_letters_of_the_largest_size_are_what_the_topic_takes() -> None:
 
 
 def test_the_client_is_told_what_the_loop_relies_on() -> None:
-    options = consumer.client_options(10_000)
+    options = consumer.client_options(10_000, 4)
     assert options["enable_auto_commit"] is False
     assert options["auto_offset_reset"] == "none"
     assert options["isolation_level"] == "read_committed"
     assert len(options["partition_assignment_strategy"]) == 1  # type: ignore[arg-type]
     assert options["rebalance_timeout_ms"] < 40_000  # type: ignore[operator]
     assert options["heartbeat_interval_ms"] == 1_000
-    assert consumer.client_options(1_500)["heartbeat_interval_ms"] == 500
+    assert consumer.client_options(1_500, 4)["heartbeat_interval_ms"] == 500
+
+
+def test_what_is_fetched_of_a_partition_is_a_share_of_what_all_may_have() -> None:
+    shares = [
+        consumer.client_options(10_000, partitions)["max_partition_fetch_bytes"]
+        for partitions in (1, 4, 8, 64)
+    ]
+    assert shares == [3 * 2**20, 3 * 2**20, 3 * 2**19, 2**20]

@@ -160,17 +160,17 @@ async def consume(
 ) -> None:
     """Be a member of the group, with this store, until `stop` is set or the topic is drained."""
     health = health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop)
-    max_bytes = KAFKA_DEFAULT_BYTES + topics.HEADROOM
+    max_bytes, partitions = KAFKA_DEFAULT_BYTES + topics.HEADROOM, 1
     if topics_checked:
         async with kafka.admin(settings) as admin:
             found = topics.required(await topics.describe(admin, settings), settings)
-        max_bytes = found.dead_letter_bytes
+        max_bytes, partitions = found.dead_letter_bytes, found.partitions
     async with AsyncExitStack() as stack:
         letters = await stack.enter_async_context(DeadLetterTopic.opened(settings, max_bytes))
         client = kafka.consumer(
             settings,
             group_id=settings.kafka_group_id,
-            **consumer.client_options(settings.kafka_session_timeout_ms),
+            **consumer.client_options(settings.kafka_session_timeout_ms, partitions),
         )
         loop = consumer.Consumer(
             client=client,
