@@ -233,7 +233,8 @@ def payload_rank(payload: Mapping[str, Any]) -> int:
 
 def microseconds(moment: datetime) -> int:
     """Count microseconds since the epoch, exactly."""
-    return (moment - EPOCH) // _MICROSECOND
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinished | Invalid:

@@ -291,6 +291,17 @@ async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committ
     assert store.seen == [f"e-{4 * n}" for n in range(6)]
 
 
+async def test_a_batch_has_no_more_records_than_the_store_takes(
+    kafka: Kafka, topic: Topics, store: Pinned
+) -> None:
+    store.most = 3
+    await kafka.produce(topic.source, [event("a", 4 * n) for n in range(8)])
+    async with working(settings_for(kafka, topic), store):
+        await eventually(committed_all(kafka, topic))
+    assert sum(store.sizes) == 8
+    assert max(store.sizes) == 3
+
+
 async def test_reading_ahead_goes_on_until_the_next_batch_is_full(
     kafka: Kafka,
     topic: Topics,
