@@ -246,6 +246,16 @@ async def test_missing_rights_are_named_with_the_grant(
         await psql.execute("DROP OWNED BY last_sync_reader; DROP ROLE last_sync_reader")
 
 
+async def test_a_connection_is_closed_where_it_cannot_be_set_up(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database) as store:
+        await store.add(["a"])
+        monkeypatch.setattr(postgresql, "SESSION", "SET no_such_parameter = 1")
+        with pytest.raises(Exception, match="no_such_parameter"):  # and a warning is an error
+            await store.apply([update("a", 1, last_sync_error="x")])
+
+
 async def test_a_server_that_is_away_is_transient(database: str) -> None:
     with pytest.raises(TransientError, match="Connect call failed"):
         async with open_store(part(database, host="127.0.0.1:9")):

@@ -163,7 +163,11 @@ async def _connect(url: str) -> asyncpg.Connection:
         raise
     except ValueError as error:
         raise MisconfiguredError(f"{_named(url)}: {_line(error)}; check the URL") from error
-    await connection.execute(SESSION)
+    try:
+        await connection.execute(SESSION)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 
