@@ -36,6 +36,9 @@ COMMIT_TIMEOUT = 5.0  # seconds
 FETCH = 3 * 1024 * 1024  # bytes of an answer of a broker, about
 BUFFERED = 4 * FETCH  # of all partitions together, until each has the least
 LEAST_FETCH = 1024 * 1024  # bytes of a partition
+# A client has one request at a broker. While it waits there for records of idle partitions, a busy
+# one waits for it.
+FETCH_WAIT = 100  # milliseconds
 REBALANCE_TIMEOUT = 20.0  # seconds
 # Longer than joining may take, or rejoin storms follow. Nothing arrives for so long on a connection
 # whose other end is gone without a word.
@@ -65,6 +68,7 @@ def client_options(session_timeout_ms: int, partitions: int) -> dict[str, object
     """How the loop wants its aiokafka consumer, of a topic with so many partitions."""
     return {
         "fetch_max_bytes": FETCH,
+        "fetch_max_wait_ms": FETCH_WAIT,
         "max_partition_fetch_bytes": max(LEAST_FETCH, min(FETCH, BUFFERED // partitions)),
         "enable_auto_commit": False,
         "auto_offset_reset": "none",  # a reset is decided here, where loss can be told apart
