@@ -6,10 +6,9 @@ What SQLAlchemy adds to each statement is two thirds of the work for a batch of 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 import asyncpg
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from schemas.last_sync import LAST_SYNC_TIMES
 from schemas.updates import Update
@@ -101,22 +100,18 @@ def _update(
     columns: Sequence[str],
     rows: Sequence[Row],
     mixed: bool,  # noqa: FBT001
-) -> tuple[str, list[list[Any]]]:
-    """Send an array a column: times and JSON as text, which the server reads."""
-    kinds = {column: _KINDS.get(column, "text") for column in columns}
-    bits = "merged.bits" if mixed else None
+) -> tuple[str, list[str]]:
+    """Send a JSON array a column: asyncpg would ask of each element whether it is a container."""
+    bits = "merged.bits::bigint" if mixed else None
     settings = ", ".join(
-        assignment(column, f"merged.{column}::{kind}", bits) for column, kind in kinds.items()
+        assignment(column, f"merged.{column}::{_KINDS.get(column, 'text')}", bits)
+        for column in columns
     )
-    kinds |= {"bits": "bigint"} if mixed else {}
-    kinds |= {"stamps": "text", "id": "text"}
-    arrays = ", ".join(
-        f"${n}::{'bigint' if kind == 'bigint' else 'text'}[]"
-        for n, kind in enumerate(kinds.values(), 1)
-    )
+    names = [*columns, *(["bits"] if mixed else []), "stamps", "id"]
+    lists = ", ".join(f"json_array_elements_text(${n}::json)" for n, _ in enumerate(names, 1))
     statement = (
         f"UPDATE {CONNECTORS.name} SET {settings}, stamps = merged.stamps::json"  # noqa: S608  # nosec B608
-        f" FROM unnest({arrays}) AS merged ({', '.join(kinds)})"
+        f" FROM ROWS FROM ({lists}) AS merged ({', '.join(names)})"
         f" WHERE {CONNECTORS.name}.id = merged.id"
     )
-    return statement, list(map(list, zip(*rows, strict=True)))
+    return statement, [to_json(column).decode() for column in zip(*rows, strict=True)]
