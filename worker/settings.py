@@ -115,7 +115,7 @@ class Settings(BaseModel):
         None, description="Keys that callers of the API may use, comma-separated"
     )
     batch_size: int = Field(
-        10_000,
+        8_000,
         ge=1,
         le=10_000,
         description="Most records in one batch; with Elasticsearch 4,000 at most",
