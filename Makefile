@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything is installed into .venv, from lock files with hashes.
 PYTHON ?= python3
 UV ?= uv
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 FUZZ_RUNS ?= 1000000
 VENV := .venv
 BIN := $(VENV)/bin

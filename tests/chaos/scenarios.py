@@ -49,7 +49,7 @@ class Sizes:
 WHOLE = Sizes()
 SLICE = Sizes(
     events=20_000,
-    kills=15,
+    kills=8,
     crashes=1,
     shutdowns=1,
     poison=3_000,
