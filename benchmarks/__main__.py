@@ -170,12 +170,15 @@ def kinds(stage: Stage, size: Size) -> None:
 
 
 def partitions(stage: Stage, size: Size) -> None:
-    """Topics of one partition or many, SQLite."""
-    table = Table()
+    """Topics of one partition or many, SQLite; and all events in one of four."""
+    table, events = Table(), min(size.events, 100_000)
     for _ in range(size.rounds):
         for count in (4, 1, 16, 64):
-            load = Load(events=min(size.events, 100_000), partitions=count)
+            load = Load(events=events, partitions=count)
             table.add(f"{count} partitions", stage.run("worker", load, "sqlite"))
+        for kind in STORES:
+            load = Load(events=events, busy=1)
+            table.add(f"1 of 4 busy, {kind}", stage.run("worker", load, kind))
     table.show()
 
 

@@ -22,6 +22,7 @@ class Load:
     connectors: int = 10_000  # that there are events of
     among: int = 1  # of so many connectors in the store, one has events
     partitions: int = 4
+    busy: int | None = None  # partitions that have events; None for all
     size: int = 375  # bytes of a value, about
     poison: float = 0.0  # share of events for connectors that nobody registered
     mixed: bool = False  # starts and ends of all kinds of jobs, instead of completed full syncs
@@ -46,7 +47,7 @@ def records(load: Load) -> Iterator[Record]:
             }
         value = json.dumps(content).encode()
         key = connector.encode()
-        yield Record(key=key, value=value, partition=crc32(key) % load.partitions)
+        yield Record(key=key, value=value, partition=crc32(key) % (load.busy or load.partitions))
 
 
 def event(number: int, connector: str, more: int) -> dict[str, Any]:
