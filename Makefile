@@ -45,7 +45,8 @@ fuzz: $(VENV)/fuzz.stamp  ## a million records to what anybody's bytes reach (FU
 	$(BIN)/python -m tests.fuzz --runs $(FUZZ_RUNS) $(FUZZ_FLAGS)
 
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
-	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker $(BIN)/python -m pytest \
+	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker \
+		$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal \
 		tests/integration/test_brokers.py tests/integration/test_consumer.py \
 		tests/test_postgres_servers.py $(PYTEST_FLAGS)
 

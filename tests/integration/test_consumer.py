@@ -702,6 +702,7 @@ def test_the_client_is_told_what_the_loop_relies_on() -> None:
     assert len(options["partition_assignment_strategy"]) == 1  # type: ignore[arg-type]
     assert options["rebalance_timeout_ms"] < 40_000  # type: ignore[operator]
     assert options["heartbeat_interval_ms"] == 1_000
+    assert options["fetch_max_wait_ms"] == 100, "a busy partition waits so long for idle ones"
     assert consumer.client_options(1_500, 4)["heartbeat_interval_ms"] == 500
 
 
