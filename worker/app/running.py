@@ -31,7 +31,7 @@ CLEANUP_TIMEOUT = 4.0  # seconds
 VERSION = version("last-sync-worker")
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 LARGE = 8 * 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
-KEPT = 16 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
+KEPT = 8 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
 COLLECT_AFTER = 50_000  # objects made since the last collection, less those gone by themselves
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
