@@ -324,7 +324,7 @@ async def replay(job: Job, meter: Meter) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     meter.done(0)
     async with open_letters.dead_letters(settings(job)) as letters:
-        table = await letters.table()
+        table = await letters.table(keep=lambda _: True)
         signature = Signature(by="benchmark", why="measured")
         async for results in replays.replay(
             settings(job), letters, table, signature, dry_run=False

@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import cramjam
@@ -26,7 +27,7 @@ from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.record.util import decode_varint_py
 
 from worker.errors import MisconfiguredError
-from worker.pipeline import Record
+from worker.pipeline import Headers, Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
@@ -113,8 +114,7 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         key, value, headers = record[4:]
         _room.left -= OBJECT + len(value or b"") + len(key or b"")
         if headers:
-            sizes = [OBJECT + len(name) + len(content or b"") for name, content in headers]
-            _room.left -= sum(sizes)
+            _room.left -= OBJECT * len(headers) + _length(headers)
         return record
 
     def _refused(self, error: Exception) -> MisconfiguredError:
@@ -128,6 +128,13 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
             f"{self.next_fetch_offset}: {what}; find out who wrote it. A group goes on behind "
             "it after kafka-consumer-groups.sh --reset-offsets --to-offset"
         )
+
+
+def _length(headers: Headers) -> int:
+    try:
+        return sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
+    except TypeError:  # one has no content
+        return sum(len(name) + len(content or b"") for name, content in headers)
 
 
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone

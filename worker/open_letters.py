@@ -23,7 +23,9 @@ MESSAGE = 500  # characters of a message that the table keeps; the letter itself
 POLL = 500  # milliseconds
 FETCH_WAIT = 10  # milliseconds that a broker keeps a fetch that finds nothing
 STALLED = 30.0  # seconds without a record, before the end
-MOST_BYTES = 16 * 1024 * 1024  # of values in memory at once
+MOST_BYTES = 16 * 1024 * 1024  # of values that are worked on at once
+KEPT_BYTES = 48 * 1024 * 1024  # of values, and what each takes beside, that the table keeps
+ORIGINAL = 100  # bytes that keeping one takes beside its value, and each of its headers
 AT_ONCE = 2_000  # records taken from the client's buffers
 COLLECTED = 50_000  # new objects after which cycles are looked for; Python's own default is 700
 
@@ -31,14 +33,14 @@ Progress = Callable[[int, int], None]  # records read, of how many
 
 
 class OpenLetter(NamedTuple):
-    """An open letter without its value, and where it stands in the dead-letter topic.
+    """An open letter, and where it stands in the dead-letter topic.
 
-    A tuple, because there may be very many: a frozen dataclass takes four times as long to make.
+    `original` is there if it was asked for and there was room. A tuple, because there may be very
+    many: a frozen dataclass takes four times as long to make.
     """
 
     at: tuple[int, int]  # partition and offset of the letter's own record
     key: bytes
-    id: str
     reason: str
     status: int
     message: str
@@ -49,6 +51,12 @@ class OpenLetter(NamedTuple):
     timestamp_ms: int
     failed_at: datetime | None
     store: str
+    original: Original | None = None
+
+    @property
+    def id(self) -> str:
+        """Made anew each time: of 100,000 letters they take 8 MB."""
+        return escaped(self.key.decode(errors="backslashreplace"))
 
     @property
     def replayable(self) -> bool:
@@ -77,19 +85,31 @@ class OpenLetters:
             async with kafka.started(client, settings):
                 yield cls(client, settings.dead_letter_topic)
 
-    async def table(self, progress: Progress = lambda _, __: None) -> list[OpenLetter]:
+    async def table(
+        self,
+        progress: Progress = lambda _, __: None,
+        *,
+        keep: Callable[[OpenLetter], bool] = lambda _: False,
+    ) -> list[OpenLetter]:
         """The open letters, those that failed last at the end.
 
-        A record with a key opens a letter, or opens it again; a tombstone closes it.
+        A record with a key opens a letter, or opens it again; a tombstone closes it. The originals
+        of those to `keep` are, up to KEPT_BYTES.
         """
         open_letters: dict[int, dict[bytes | None, OpenLetter]] = defaultdict(dict)
+        room = KEPT_BYTES
         async for partition, records in self._scan(progress=progress):
             rows = open_letters[partition]
             for record in records:
+                if (before := rows.pop(record.key, None)) and before.original:
+                    room += _size(before.original)
                 if record.value is None:
-                    rows.pop(record.key, None)
-                else:
-                    rows[record.key] = _indexed(record)
+                    continue
+                letter = _indexed(record)
+                if room > 0 and keep(letter) and (original := _original(letter, record)):
+                    room -= _size(original)
+                    letter = OpenLetter(*letter[:-1], original)  # a quarter of `_replace`
+                rows[record.key] = letter
         return sorted((row for rows in open_letters.values() for row in rows.values()), key=_age)
 
     async def originals(
@@ -97,21 +117,33 @@ class OpenLetters:
     ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
         """What the wanted letters carry, `size` at a time, or fewer that are large.
 
-        It is None for a letter that is unreadable.
-
-        One that is there no more was resolved or written again meanwhile, and is left out.
+        First those that were kept, all of a connector together: it is then read and written once.
+        One that was not is read again, and left out if it is gone. None stands for an unreadable
+        letter.
         """
         batch: list[tuple[OpenLetter, Original | None]] = []
         room = MOST_BYTES
-        async for records in self._records(wanted):
-            for letter, record in records:
-                batch.append((letter, _original(letter, record)))
-                room -= len(record.value or b"")
+        async for found in self._found(wanted):
+            for letter, original in found:
+                batch.append((letter, original))
+                room -= len(original.value or b"") if original else 0
                 if len(batch) == size or room < 0:
                     yield batch
                     batch, room = [], MOST_BYTES
         if batch:
             yield batch
+
+    async def _found(
+        self, wanted: Iterable[OpenLetter]
+    ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
+        kept: list[OpenLetter] = []
+        others: list[OpenLetter] = []
+        for letter in wanted:
+            (kept if letter.original else others).append(letter)
+        kept.sort(key=lambda letter: letter.connector_id or "")
+        yield [(letter, letter.original) for letter in kept]
+        async for records in self._records(others):
+            yield [(letter, _original(letter, record)) for letter, record in records]
 
     async def whole(self, letter: OpenLetter) -> DeadLetter | None:
         """The letter itself; None where it is unreadable."""
@@ -215,6 +247,11 @@ def _original(letter: OpenLetter, record: Any) -> Original | None:
     return None if letter.reason == UNREADABLE else Original.of(record.value, record.headers)
 
 
+def _size(original: Original) -> int:
+    headers = sum(ORIGINAL + len(name) + len(content or b"") for name, content in original.headers)
+    return ORIGINAL + len(original.value or b"") + headers
+
+
 def _indexed(record: Any) -> OpenLetter:
     at, key = (record.partition, record.offset), record.key
     try:
@@ -225,7 +262,6 @@ def _indexed(record: Any) -> OpenLetter:
     return OpenLetter(
         at,
         key,
-        escaped(about.id),
         _kept(about.reason),
         about.status,
         _kept(message if len(message) <= MESSAGE else f"{message[:MESSAGE]}…"),
@@ -250,7 +286,6 @@ def _unreadable(record: Any, at: tuple[int, int], error: ValueError) -> OpenLett
     return OpenLetter(
         at=at,
         key=key,
-        id=escaped(key.decode(errors="backslashreplace")),
         reason=UNREADABLE,
         status=400,
         message=escaped(f"not a letter of last-sync: {error}"),

@@ -30,9 +30,9 @@ class Selection:
     limit: int | None = None  # the oldest of those
 
     def of(self, letters: Sequence[OpenLetter]) -> list[OpenLetter]:
-        return [letter for letter in letters if self._lets_through(letter)][: self.limit]
+        return [letter for letter in letters if self.lets_through(letter)][: self.limit]
 
-    def _lets_through(self, letter: OpenLetter) -> bool:
+    def lets_through(self, letter: OpenLetter) -> bool:
         failed_at = letter.failed_at
         return (
             (not self.ids or letter.id in self.ids)

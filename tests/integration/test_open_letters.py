@@ -1,10 +1,23 @@
 """The open letters are read from a real broker."""
 
 import asyncio
+from datetime import UTC, datetime
 
-from tests.kafka import Kafka, Topics
-from worker.open_letters import OpenLetters
+import pytest
+
+from schemas.dead_letter import DeadLetter, Original
+from tests.kafka import Kafka, Record, Topics
+from worker import open_letters
+from worker.open_letters import KEPT_BYTES, ORIGINAL, OpenLetters
 from worker.settings import Settings
+
+
+def named(kafka: Kafka, topic: Topics) -> Settings:
+    return Settings(
+        kafka_bootstrap_servers=kafka.bootstrap,
+        kafka_topic=topic.source,
+        kafka_dead_letter_topic=topic.dlq,
+    )
 
 
 async def seconds_to_read(settings: Settings) -> float:
@@ -18,9 +31,62 @@ async def test_nothing_waits_behind_a_fetch_at_the_end_of_the_topic(kafka: Kafka
     """The broker would keep such a fetch for half a second, and what is asked next with it."""
     topic = Topics.unique()
     await kafka.create(topic, partitions=1)
-    settings = Settings(
-        kafka_bootstrap_servers=kafka.bootstrap,
-        kafka_topic=topic.source,
-        kafka_dead_letter_topic=topic.dlq,
-    )
-    assert min([await seconds_to_read(settings) for _ in range(3)]) < 0.4
+    assert min([await seconds_to_read(named(kafka, topic)) for _ in range(3)]) < 0.4
+
+
+def letter(number: int, connector_id: str, note: str = "") -> Record:
+    key, value, headers = DeadLetter(
+        group="worker",
+        topic="source",
+        partition=0,
+        offset=number,
+        timestamp_ms=0,
+        key=None,
+        value=f"{number} {note}".encode(),
+        headers=(("traceparent", b"00-1"),) if number % 2 else (),
+        reason="connector_not_found",
+        status=404,
+        message="not registered",
+        connector_id=connector_id,
+        failed_at=datetime(2026, 1, 1, tzinfo=UTC),
+        store="a store",
+    ).to_record(1_000_000)
+    return Record(key=key, value=value, headers=headers, partition=number % 2)
+
+
+def closed(record: Record) -> Record:
+    return Record(key=record.key, value=None, partition=record.partition)
+
+
+# What is kept of the originals must not show: with no room they are all read again.
+@pytest.mark.parametrize("room", [0, 20 * (ORIGINAL + 10), KEPT_BYTES])
+async def test_an_original_is_the_same_kept_or_read_again(
+    kafka: Kafka, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_letters, "KEPT_BYTES", room)
+    topic = Topics.unique()
+    await kafka.create(topic, partitions=2)
+    first = [letter(number, f"c{number % 7}") for number in range(100)]
+    again = [letter(number, f"c{number % 7}", "again") for number in range(50)]
+    gone = [closed(record) for record in first[40:60]]
+    await kafka.produce(topic.dlq, [*first, *again, *gone])
+    async with OpenLetters.opened(named(kafka, topic)) as letters:
+        table = await letters.table(keep=lambda one: one.connector_id != "c1")
+        kept = [one for one in table if one.original]
+        found = [one async for batch in letters.originals(table, 9) for one in batch]
+    expected = {
+        number: Original.of(record.value, record.headers)
+        for number, record in enumerate([*again[:40], *first[40:]])
+        if number not in range(40, 60)
+    }
+    assert {one.offset: original for one, original in found} == expected
+    assert len(found) == len(table) == len(expected)
+    assert all(one.connector_id != "c1" for one in kept)
+    together = [one.connector_id or "" for one, _ in found[: len(kept)]]
+    assert together == sorted(together)
+    if room == 0:
+        assert not kept
+    elif room == KEPT_BYTES:
+        assert len(kept) == sum(one.connector_id != "c1" for one in table)
+    else:
+        assert 10 <= len(kept) <= 21

@@ -91,7 +91,7 @@ def dlq_replay(
     wanted: list[OpenLetter] = []
 
     async def main() -> None:
-        async with opened(configured) as (letters, table):
+        async with opened(configured, keep=chosen.lets_through) as (letters, table):
             some = picked(chosen, table)
             if not dry_run:
                 ask(some, f"replay, into the store {store},", yes=yes)

@@ -24,22 +24,26 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def opened(configured: Settings) -> AsyncIterator[tuple[OpenLetters, list[OpenLetter]]]:
+async def opened(
+    configured: Settings, *, keep: Callable[[OpenLetter], bool] = lambda _: False
+) -> AsyncIterator[tuple[OpenLetters, list[OpenLetter]]]:
     from worker.app.letters import dead_letters
 
     async with dead_letters(configured) as letters:
         with bar("reading", Counter()) as progress:
-            table = await letters.table(progress)
+            table = await letters.table(progress, keep=keep)
         yield letters, table
 
 
 def picked(chosen: Selection, table: Sequence[OpenLetter]) -> list[OpenLetter]:
     """Those of the selection; an id that is not open is said, for it may be a misspelt one."""
-    there = {letter.id for letter in table}
-    for letter_id in chosen.ids:
-        if letter_id not in there:
-            say(f"there is no open letter {letter_id!r}: resolved already, or misspelt")
-    return chosen.of(table)
+    some = chosen.of(table)
+    if chosen.ids:
+        there = {letter.id for letter in table}
+        for letter_id in chosen.ids:
+            if letter_id not in there:
+                say(f"there is no open letter {letter_id!r}: resolved already, or misspelt")
+    return some
 
 
 async def one(
