@@ -1,8 +1,8 @@
 """The last-sync stats of a connector, and how a sync job's record becomes them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -32,7 +32,6 @@ __all__ = [
     "ConnectorSyncStatus",
     "LastSync",
     "SyncJob",
-    "in_text",
     "job_fields",
     "payload_fields",
     "ready",
@@ -107,7 +106,7 @@ class LastSync(BaseModel):
 
     @classmethod
     def from_job(cls, job: SyncJob, occurred_at: datetime) -> Self:
-        return cls.model_validate(job_fields(in_text(job.__dict__), time_text(occurred_at)))
+        return cls.model_validate(job_fields(job.__dict__, occurred_at, time_text))
 
     def __eq__(self, other: object) -> bool:
         """Compare the set fields too: clearing an error is not leaving it alone."""
@@ -118,6 +117,8 @@ class LastSync(BaseModel):
     __hash__ = None  # type: ignore[assignment]  # a cursor cannot be hashed
 
 
+Moment = TypeVar("Moment")
+
 LAST_SYNC_FIELDS: tuple[str, ...] = tuple(sorted(LastSync.model_fields))
 LAST_SYNC_TIMES = tuple(n for n in LAST_SYNC_FIELDS if n == "last_synced" or n.endswith("_at"))
 JOB_TIMES = ("scheduled_at", "started_at", "completed_at")
@@ -125,10 +126,12 @@ ERROR_FIELDS = frozenset({"last_access_control_sync_error", "last_sync_error"})
 STATUS_FIELDS = ("last_access_control_sync_status", "last_sync_status")
 
 
-def job_fields(job: Mapping[str, Any], occurred_at: str) -> dict[str, JsonValue]:
+def job_fields(
+    job: Mapping[str, Any], occurred_at: Moment, text: Callable[[Moment], str]
+) -> dict[str, JsonValue]:
     """Give the fields that a job's record sets, ready for JSON, in the order of their names.
 
-    Its times are UTC text already.
+    `text` writes a time in UTC: `2024-11-09T15:13:08.231000Z`.
     """
     get, kind, status = job.get, job["job_type"], job["status"]
     error = get("error") or (UNKNOWN_ERROR if status == "error" else None)
@@ -137,22 +140,22 @@ def job_fields(job: Mapping[str, Any], occurred_at: str) -> dict[str, JsonValue]
     if kind == "access_control":
         fields["last_access_control_sync_error"] = error and cut(error)
         if scheduled_at is not None:
-            fields["last_access_control_sync_scheduled_at"] = scheduled_at
+            fields["last_access_control_sync_scheduled_at"] = text(scheduled_at)
         fields["last_access_control_sync_status"] = status
     else:
         ended = status in TERMINAL
         if ended and (deleted := get("deleted_document_count")) is not None:
             fields["last_deleted_document_count"] = deleted
         if kind == "incremental" and scheduled_at is not None:
-            fields["last_incremental_sync_scheduled_at"] = scheduled_at
+            fields["last_incremental_sync_scheduled_at"] = text(scheduled_at)
         if ended and (indexed := get("indexed_document_count")) is not None:
             fields["last_indexed_document_count"] = indexed
         fields["last_sync_error"] = error and cut(error)
         if kind == "full" and scheduled_at is not None:
-            fields["last_sync_scheduled_at"] = scheduled_at
+            fields["last_sync_scheduled_at"] = text(scheduled_at)
         fields["last_sync_status"] = status
     if status == "completed":
-        fields["last_synced"] = get("completed_at") or occurred_at
+        fields["last_synced"] = text(get("completed_at") or occurred_at)
         if kind != "access_control" and (cursor := get("sync_cursor")) is not None:
             fields["sync_cursor"] = cursor
     return fields
@@ -161,23 +164,19 @@ def job_fields(job: Mapping[str, Any], occurred_at: str) -> dict[str, JsonValue]
 def payload_fields(payload: LastSync) -> dict[str, JsonValue]:
     """Give the fields that a payload sets, ready for JSON, in the order of their names."""
     values = payload.__dict__
-    return ready(in_text({name: values[name] for name in payload.model_fields_set}))
+    return ready({name: values[name] for name in payload.model_fields_set}, time_text)
 
 
-def ready(values: Mapping[str, Any]) -> dict[str, JsonValue]:
+def ready(values: Mapping[str, Any], text: Callable[[Any], str]) -> dict[str, JsonValue]:
     """Give a payload's values in the order of their names, with long errors cut."""
-    fields = {name: values[name] for name in LAST_SYNC_FIELDS if name in values}
+    fields = {
+        name: text(values[name]) if name in LAST_SYNC_TIMES else values[name]
+        for name in LAST_SYNC_FIELDS
+        if name in values
+    }
     for name in ERROR_FIELDS & fields.keys():
         fields[name] = cut(fields[name])
     return fields
-
-
-def in_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the values of a job or a payload with their times as UTC text."""
-    return {
-        name: time_text(value) if isinstance(value, datetime) else value
-        for name, value in values.items()
-    }
 
 
 def cut(text: str | None) -> str | None:

@@ -20,7 +20,6 @@ from schemas.last_sync import (
     TERMINAL,
     LastSync,
     SyncJob,
-    in_text,
     job_fields,
     payload_fields,
 )
@@ -121,7 +120,7 @@ class SyncFinished(BaseModel):
         Times are UTC text such as `2024-11-09T15:13:08.231000Z`; long errors are cut.
         """
         if self.job is not None:
-            return job_fields(in_text(self.job.__dict__), time_text(self.occurred_at))
+            return job_fields(self.job.__dict__, self.occurred_at, time_text)
         return payload_fields(self.last_sync or _EMPTY)
 
     @property

@@ -37,6 +37,7 @@ from schemas.last_sync import (
 from schemas.reasons import Invalid
 from schemas.scalars import EVERYDAY_TIME, utc_text
 from schemas.sync_finished import (
+    EPOCH,
     RANK,
     SKEW_US,
     SyncFinished,
@@ -48,6 +49,7 @@ from schemas.sync_finished import (
 _Names = tuple[tuple[str, ...], tuple[str, ...]]  # of times, and of other strings
 _JOB: _Names = (JOB_TIMES, ("job_type", "status", "id", "error"))
 _PAYLOAD: _Names = (LAST_SYNC_TIMES, (*ERROR_FIELDS, *STATUS_FIELDS))
+_SECONDS = len("2024-11-09T15:13:08")
 _TIMES = frozenset(("occurred_at", *JOB_TIMES, *LAST_SYNC_TIMES))
 
 normalised = json.JSONEncoder(
@@ -127,26 +129,30 @@ def _common(value: bytes, now: int) -> Update | None:
     carried, names = (payload, _PAYLOAD) if job is None else (job, _JOB)
     if not carried or (job is not None and payload is not None):
         return None
-    happened = utc_text(event["occurred_at"])
-    at = occurred_at = _microseconds(happened)
-    strings = _strings(carried, names, happened, at)
+    occurred = event["occurred_at"]
+    at = occurred_at = _microseconds(occurred)
+    second = occurred[:_SECONDS]  # all times have the same digits up to there
+    strings = _strings(carried, names, second + "~", at)
     # A name that is unknown or repeated, or a quote inside of a string, would make it more.
     quotes = 2 * (len(event) + 3 + len(carried) + strings)
     if not strings or at - now > SKEW_US or (value.count(b'"') != quotes and not _storable(value)):
         return None
     if job is None:
-        rank, fields = payload_rank(carried), ready(carried)
+        rank, fields = payload_rank(carried), ready(carried, utc_text)
     else:
         status, started = job["status"], job.get("started_at")
-        if started is not None and (status not in TERMINAL or started > happened):
-            at = _microseconds(started)
-        rank, fields = RANK[status], job_fields(job, happened)
+        if started is not None:
+            if status not in TERMINAL:
+                at = _microseconds(started)
+            elif started > second:
+                at = max(at, _microseconds(started))
+        rank, fields = RANK[status], job_fields(job, occurred, utc_text)
     found = (event["connector_id"], fields, at, rank, event["event_id"], occurred_at)
     return tuple.__new__(Update, found)  # half the time of its own constructor
 
 
-def _strings(carried: dict[str, Any], names: _Names, happened: str, at: int) -> int:
-    """Count the strings, and write times in one form; 0 for a cursor, or too late a time."""
+def _strings(carried: dict[str, Any], names: _Names, latest: str, at: int) -> int:
+    """Count the strings; 0 for a cursor, or too late a time."""
     get = carried.get
     if get("sync_cursor") is not None:
         return 0
@@ -155,8 +161,7 @@ def _strings(carried: dict[str, Any], names: _Names, happened: str, at: int) -> 
     for name in times:
         if (text := get(name)) is not None:
             strings += 1
-            carried[name] = moment = utc_text(text)
-            if moment > happened and _microseconds(moment) - at > SKEW_US:
+            if text > latest and _microseconds(text) - at > SKEW_US:
                 return 0
     for name in texts:
         if get(name) is not None:
@@ -173,7 +178,8 @@ def _storable(value: bytes) -> bool:
 
 
 def _microseconds(text: str) -> int:
-    return microseconds(datetime.fromisoformat(text))
+    since = datetime.fromisoformat(text) - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _dict_of(model: type[BaseModel], **nested: CoreSchema) -> CoreSchema:

@@ -4,10 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import updates as module
+from schemas.last_sync import JOB_TIMES
+from schemas.scalars import STATUSES
 from schemas.updates import Update, update
 from tests.test_sync_finished import (
     EVENT,
@@ -163,3 +165,23 @@ def test_whatever_member_is_added_both_ways_come_to_the_same(start: int, piece: 
 def test_a_leap_day_is_a_day() -> None:
     value = job(scheduled_at="2024-02-29T00:00:00Z", started_at=None)
     assert accepted(value).fields()["last_sync_scheduled_at"] == "2024-02-29T00:00:00.000000Z"
+
+
+# Around one second, and around how far two clocks may differ, in the notations of the shorter way
+moments = st.builds(
+    lambda second, fraction, zone: f"2024-11-09T15:{second}{fraction}{zone}",
+    st.sampled_from(["13:07", "13:08", "13:09", "18:07", "18:08", "18:09"]),
+    st.sampled_from(["", ".0", ".5", ".50", ".500000", ".4999999", ".500001", ".9"]),
+    st.sampled_from(["Z", "+00:00"]),
+)
+
+
+@settings(max_examples=300)
+@given(moments, st.sampled_from(STATUSES), st.fixed_dictionaries(dict.fromkeys(JOB_TIMES, moments)))
+def test_times_compare_alike_however_they_are_written(
+    occurred_at: str, status: str, times: dict[str, str]
+) -> None:
+    value = event(occurred_at=occurred_at, job=changed(JOB, {"status": status, **times}))
+    decoded_alike(value, [], NOW)
+    fields = {"last_sync_scheduled_at": times["scheduled_at"], "last_synced": times["started_at"]}
+    decoded_alike(event(occurred_at=occurred_at, job=..., last_sync=fields), [], NOW)
