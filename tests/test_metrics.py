@@ -109,6 +109,19 @@ def test_a_publisher_s_clock_that_is_ahead_makes_no_negative_delay(metrics: Metr
     assert of(samples(metrics), "event_delay_seconds_sum") == 0
 
 
+def test_each_delay_of_a_batch_is_counted_in_its_bucket(metrics: Metrics) -> None:
+    batch = finished(*[APPLIED] * 5)
+    ages = (200.0, -200.0, 0.3, 4_000.0, 0.01)
+    batch.reads = [read for age in ages for read in finished(APPLIED, age=age).reads]
+    count(metrics, batch)
+    found = samples(metrics)
+    assert of(found, "event_delay_seconds_sum") == pytest.approx(4_200, abs=5)
+    buckets = {
+        le: of(found, "event_delay_seconds_bucket", le=le) for le in ("0.25", "1.0", "300.0")
+    }
+    assert buckets == {"0.25": 2, "1.0": 3, "300.0": 4}
+
+
 def test_a_histogram_of_batches_is_that_of_single_values() -> None:
     chance, bounds = random.Random(5), [0.1, 1, 60]  # noqa: S311 - not a secret
     values = [0.1, 60, 1e9, *(chance.uniform(0, 100) for _ in range(500))]
@@ -118,8 +131,8 @@ def test_a_histogram_of_batches_is_that_of_single_values() -> None:
     registry.register(ours)
     for value in values:
         theirs.observe(value)
-    ours.observe(values[:300])
-    ours.observe(values[300:])
+    for some in (values[:300], values[300:]):
+        ours.observe(sorted(round(1e6 * value) for value in some))
     text = prometheus_client.generate_latest(registry).decode()
     expected = {key: value for key, value in parsed(text).items() if key[0].startswith("one")}
     assert len(expected) == len(bounds) + 3  # and the last bucket, count and sum

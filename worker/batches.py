@@ -102,8 +102,11 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         records = super()._unpack_records()
         try:
             # A record that was taken from there counts as given.
-            while _room.left > 0 and (record := next(records, None)) is not None:
-                yield record
+            if _room.left > 0:
+                for record in records:
+                    yield record
+                    if _room.left <= 0:
+                        return
         except _UNREADABLE as error:
             if self.next_fetch_offset > begin:
                 return  # what stands before it is handled, and committed, first
@@ -111,7 +114,7 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
 
     def _consumer_record(self, tp: TopicPartition, record: Record) -> Record:  # noqa: ARG002
         """Take room for a record that is given: those before the position were given before."""
-        key, value, headers = record[4:]
+        _, _, _, _, key, value, headers = record
         _room.left -= OBJECT + len(value or b"") + len(key or b"")
         if headers:
             _room.left -= OBJECT * len(headers) + _length(headers)
