@@ -27,7 +27,7 @@ MOST_BYTES = 16 * 1024 * 1024  # of values that are worked on at once
 KEPT_BYTES = 48 * 1024 * 1024  # of values, and what each takes beside, that the table keeps
 ORIGINAL = 100  # bytes that keeping one takes beside its value, and each of its headers
 AT_ONCE = 2_000  # records taken from the client's buffers
-COLLECTED = 50_000  # new objects after which cycles are looked for; Python's own default is 700
+COLLECTED = 200_000  # new objects after which cycles are looked for; Python's own default is 700
 
 Progress = Callable[[int, int], None]  # records read, of how many
 
