@@ -27,14 +27,15 @@ def test_audit_lines_are_json_as_all_others_whatever_they_hold(
     lines: list[logs.Line] = [
         {"id": HOSTILE, "connector_id": None},
         {"id": "2", "connector_id": HOSTILE},
+        {"id": "}, {", "connector_id": "}\n{"},
     ]
     for line in lines:
         logs.get_logger("worker").info("dead_letter.resolved", by=HOSTILE, **line)
     logs.audit("dead_letter.resolved", lines, by=HOSTILE)
     written = capsys.readouterr().err.splitlines()
-    assert len(written) == 4
-    assert [*map(without_time, written[2:])] == [*map(without_time, written[:2])]
-    assert [*json.loads(written[2])] == [*json.loads(written[0])]  # in the same order
+    assert len(written) == 6
+    assert [*map(without_time, written[3:])] == [*map(without_time, written[:3])]
+    assert [*json.loads(written[3])] == [*json.loads(written[0])]  # in the same order
 
 
 def test_audit_lines_are_pretty_and_harmless_on_a_terminal(
