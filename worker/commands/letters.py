@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections import Counter
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from worker.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from typing import TextIO
 
     from schemas.dead_letter import DeadLetter
     from worker.open_letters import OpenLetter, OpenLetters
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def opened(
-    configured: Settings, *, keep: Callable[[OpenLetter], bool] = lambda _: False
+    configured: Settings, *, keep: Callable[[OpenLetter], bool] | None = None
 ) -> AsyncIterator[tuple[OpenLetters, list[OpenLetter]]]:
     from worker.app.letters import dead_letters
 
@@ -122,13 +124,17 @@ def bar(title: str, counts: Counter[str]) -> Iterator[Callable[[int, int], None]
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"))
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as progress:
+    with (
+        Progress(
+            *columns,
+            TimeElapsedColumn(),
+            console=Console(file=sys.stderr),
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=False,
+        ) as progress,
+        redirect_stderr(_AboveTheBar(sys.stderr)),
+    ):
         task = progress.add_task(title)
 
         def update(done: int, total: int) -> None:
@@ -136,3 +142,24 @@ def bar(title: str, counts: Counter[str]) -> Iterator[Callable[[int, int], None]
             progress.update(task, completed=done, total=total, description=f"{title} {said}")
 
         yield update
+
+
+class _AboveTheBar(io.TextIOBase):
+    """Takes the bar off the terminal's last line before text is written there.
+
+    rich's own stand-in for stderr lays out what it writes: audit lines of a batch take it seconds.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._begun = stream, False
+
+    def write(self, text: str) -> int:
+        self._stream.write(text if self._begun else f"\r\x1b[2K{text}")
+        self._begun = not text.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return True
