@@ -59,7 +59,7 @@ class Size:
 
 SMALL = Size(rounds=3, events=50_000, memory=100_000, letters=10_000, seconds=5, connectors=100_000)
 FULL = Size(
-    rounds=5, events=400_000, memory=2_000_000, letters=100_000, seconds=60, connectors=1_000_000
+    rounds=5, events=400_000, memory=6_000_000, letters=100_000, seconds=60, connectors=1_000_000
 )
 
 

@@ -23,9 +23,9 @@ MESSAGE = 500  # characters of a message that the table keeps; the letter itself
 POLL = 500  # milliseconds
 FETCH_WAIT = 10  # milliseconds that a broker keeps a fetch that finds nothing
 STALLED = 30.0  # seconds without a record, before the end
-MOST_BYTES = 16 * 1024 * 1024  # of values that are worked on at once
-KEPT_BYTES = 48 * 1024 * 1024  # of values, and what each takes beside, that the table keeps
-ORIGINAL = 100  # bytes that keeping one takes beside its value, and each of its headers
+MOST_BYTES = 4 * 1024 * 1024  # of originals that are worked on at once
+KEPT_BYTES = 28 * 1024 * 1024  # of originals that the table keeps
+OBJECT = 150  # bytes that an original takes beside what is in it, and each of its headers
 AT_ONCE = 2_000  # records taken from the client's buffers
 COLLECTED = 200_000  # new objects after which cycles are looked for; Python's own default is 700
 
@@ -68,6 +68,7 @@ class OpenLetters:
 
     def __init__(self, client: AIOKafkaConsumer, topic: str) -> None:
         self._client, self._topic = client, topic
+        self._read_to: dict[int, int] = {}  # by partition, where the table ends
 
     @classmethod
     @asynccontextmanager
@@ -89,7 +90,7 @@ class OpenLetters:
         self,
         progress: Progress = lambda _, __: None,
         *,
-        keep: Callable[[OpenLetter], bool] = lambda _: False,
+        keep: Callable[[OpenLetter], bool] | None = None,
     ) -> list[OpenLetter]:
         """The open letters, those that failed last at the end.
 
@@ -99,6 +100,7 @@ class OpenLetters:
         open_letters: dict[int, dict[bytes | None, OpenLetter]] = defaultdict(dict)
         room = KEPT_BYTES
         async for partition, records in self._scan(progress=progress):
+            self._read_to[partition] = records[-1].offset + 1
             rows = open_letters[partition]
             for record in records:
                 if (before := rows.pop(record.key, None)) and before.original:
@@ -106,7 +108,7 @@ class OpenLetters:
                 if record.value is None:
                     continue
                 letter = _indexed(record)
-                if room > 0 and keep(letter) and (original := _original(letter, record)):
+                if keep and room > 0 and keep(letter) and (original := _original(letter, record)):
                     room -= _size(original)
                     letter = OpenLetter(*letter[:-1], original)  # a quarter of `_replace`
                 rows[record.key] = letter
@@ -118,15 +120,15 @@ class OpenLetters:
         """What the wanted letters carry, `size` at a time, or fewer that are large.
 
         First those that were kept, all of a connector together: it is then read and written once.
-        One that was not is read again, and left out if it is gone. None stands for an unreadable
-        letter.
+        Left out are those that were resolved or written again since the table was read. None stands
+        for an unreadable letter.
         """
         batch: list[tuple[OpenLetter, Original | None]] = []
         room = MOST_BYTES
         async for found in self._found(wanted):
             for letter, original in found:
                 batch.append((letter, original))
-                room -= len(original.value or b"") if original else 0
+                room -= _size(original) if original else OBJECT
                 if len(batch) == size or room < 0:
                     yield batch
                     batch, room = [], MOST_BYTES
@@ -136,14 +138,21 @@ class OpenLetters:
     async def _found(
         self, wanted: Iterable[OpenLetter]
     ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
+        changed = await self._changed()
         kept: list[OpenLetter] = []
         others: list[OpenLetter] = []
         for letter in wanted:
-            (kept if letter.original else others).append(letter)
+            if (letter.at[0], letter.key) not in changed:
+                (kept if letter.original else others).append(letter)
         kept.sort(key=lambda letter: letter.connector_id or "")
         yield [(letter, letter.original) for letter in kept]
         async for records in self._records(others):
             yield [(letter, _original(letter, record)) for letter, record in records]
+
+    async def _changed(self) -> set[tuple[int, bytes | None]]:
+        """The partitions and keys of what was written since the table was read."""
+        since = {partition: (end, sys.maxsize) for partition, end in self._read_to.items()}
+        return {(at, one.key) async for at, records in self._scan(since) for one in records}
 
     async def whole(self, letter: OpenLetter) -> DeadLetter | None:
         """The letter itself; None where it is unreadable."""
@@ -200,7 +209,11 @@ class OpenLetters:
                 ends = await self._client.end_offsets(assigned)
         whole = {tp: (begins[tp], ends[tp]) for tp in assigned}
         if ranges is not None:
-            whole = {tp: ranges[tp.partition] for tp in assigned if tp.partition in ranges}
+            whole = {
+                tp: (max(begin, ranges[tp.partition][0]), min(end, ranges[tp.partition][1]))
+                for tp, (begin, end) in whole.items()
+                if tp.partition in ranges
+            }
         left = {tp: (begin, end) for tp, (begin, end) in whole.items() if begin < end}
         self._client.pause(*(tp for tp in assigned if tp not in left))
         self._client.resume(*left)
@@ -248,8 +261,8 @@ def _original(letter: OpenLetter, record: Any) -> Original | None:
 
 
 def _size(original: Original) -> int:
-    headers = sum(ORIGINAL + len(name) + len(content or b"") for name, content in original.headers)
-    return ORIGINAL + len(original.value or b"") + headers
+    headers = sum(OBJECT + len(name) + len(content or b"") for name, content in original.headers)
+    return OBJECT + len(original.value or b"") + headers
 
 
 def _indexed(record: Any) -> OpenLetter:

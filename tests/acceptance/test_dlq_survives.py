@@ -385,7 +385,10 @@ async def test_very_many_letters_fit_into_little_memory(stack: Stack, count: int
 
 def letter(stack: Stack, number: int, store_id: str) -> Record:
     connector_id = f"u-{number % 1_000}"
-    value = json.dumps(event(connector_id, number)).encode()
+    content = event(connector_id, number)
+    content["last_sync"]["last_sync_error"] = "x" * 500
+    value = json.dumps(content).encode()
+    traced = ("traceparent", "tracestate", "content-type", "producer")
     key, value, headers = DeadLetter(
         group=stack.topics.group,
         topic=stack.topics.source,
@@ -394,7 +397,7 @@ def letter(stack: Stack, number: int, store_id: str) -> Record:
         timestamp_ms=1_700_000_000_000 + number,
         key=connector_id.encode(),
         value=value,
-        headers=(),
+        headers=tuple((name, f"{name} of {number}".encode()) for name in traced),
         reason="connector_not_found",
         status=404,
         message=f"connector {connector_id!r} is not registered in the store: register it",

@@ -91,7 +91,9 @@ def dlq_replay(
     wanted: list[OpenLetter] = []
 
     async def main() -> None:
-        async with opened(configured, keep=chosen.lets_through) as (letters, table):
+        # Which letters are the oldest is known at the end; a few are soon read again.
+        keep = chosen.lets_through if chosen.limit is None else None
+        async with opened(configured, keep=keep) as (letters, table):
             some = picked(chosen, table)
             if not dry_run:
                 ask(some, f"replay, into the store {store},", yes=yes)
