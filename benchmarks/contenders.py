@@ -5,12 +5,14 @@ first batch that is done to the last, so that joining a group and warming up are
 """
 
 import asyncio
+import io
 import json
 import logging
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import BaseModel, SecretStr
 
+from worker import logs
 from worker.app import letters as open_letters
 from worker.app import replays, running
 from worker.replay import Signature
@@ -133,15 +136,6 @@ async def calibrate(job: Job, meter: Meter) -> None:
     async def handle(_: AIOKafkaConsumer, records: Sequence[Any]) -> None:
         for record in records:
             Event.model_validate_json(record.value)
-
-    await fetched(job, meter, handle)
-
-
-async def fetch(job: Job, meter: Meter) -> None:
-    """Fetch, nothing else."""
-
-    async def handle(_: AIOKafkaConsumer, records: Sequence[Any]) -> None:
-        pass
 
     await fetched(job, meter, handle)
 
@@ -319,23 +313,31 @@ async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
     await database.close()
 
 
+class Nowhere(io.TextIOBase):
+    """Drops what is written."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 async def replay(job: Job, meter: Meter) -> None:
-    """Replay all open letters: read the table, read them whole, apply, close."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    meter.done(0)
-    async with open_letters.dead_letters(settings(job)) as letters:
-        table = await letters.table(keep=lambda _: True)
-        signature = Signature(by="benchmark", why="measured")
-        async for results in replays.replay(
-            settings(job), letters, table, signature, dry_run=False
-        ):
-            meter.done(sum(result.resolved for result in results))
+    """Replay all open letters as `dlq replay` does: read the table, apply, close, tell of each."""
+    with redirect_stderr(Nowhere()):
+        logs.configure()
+        meter.done(0)
+        async with open_letters.dead_letters(settings(job)) as letters:
+            table = await letters.table(keep=lambda _: True)
+            signature = Signature(by="benchmark", why="measured")
+            async for results in replays.replay(
+                settings(job), letters, table, signature, dry_run=False
+            ):
+                meter.done(sum(result.resolved for result in results))
 
 
 CONTENDERS = {
     contender.__name__: contender
     for contender in (
-        *(fetch, calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),
+        *(calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),
         *(worker_for_ever, bulk_for_ever, faststream_message, faststream_batch),
     )
 }

@@ -11,6 +11,27 @@ from zlib import crc32
 from schemas.scalars import JOB_TYPES, STATUSES
 from tests.kafka import Record
 
+# What the connector protocol has in a job beside what an event needs
+OTHERS = {
+    "cancelation_requested_at": None,
+    "canceled_at": None,
+    "connector": {
+        "configuration": {},
+        "filtering": [],
+        "id": "connector",
+        "index_name": "search-connector",
+        "language": "en",
+        "pipeline": {"extract_binary_content": True, "name": "ent-search-generic-ingestion"},
+        "service_type": "sharepoint_online",
+    },
+    "created_at": "2026-01-01T00:00:00Z",
+    "indexed_document_volume": 4096,
+    "last_seen": "2026-01-01T00:00:00Z",
+    "metadata": {},
+    "total_document_count": 4242,
+    "trigger_method": "scheduled",
+    "worker_hostname": "connectors-0",
+}
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -25,6 +46,7 @@ class Load:
     busy: int | None = None  # partitions that have events; None for all
     size: int = 375  # bytes of a value, about
     poison: float = 0.0  # share of events for connectors that nobody registered
+    whole: bool = False  # jobs with the other fields of Elastic's own record, which are not read
     mixed: bool = False  # starts and ends of all kinds of jobs, instead of completed full syncs
 
 
@@ -40,6 +62,8 @@ def records(load: Load) -> Iterator[Record]:
         if chosen.random() < load.poison:
             connector = f"unknown-{connector}"
         content = event(number, connector, load.size - 375)
+        if load.whole:
+            content["job"] |= OTHERS
         if load.mixed:
             content["job"] |= {
                 "job_type": chosen.choice(JOB_TYPES),

@@ -62,7 +62,7 @@ class Stage:
             bootstrap=self.kafka.bootstrap,
             topic=topics.source,
             dlq=topics.dlq,
-            group="" if contender in {"fetch", "calibrate"} else topics.group,
+            group="" if contender == "calibrate" else topics.group,
             **{
                 "store": self.store(kind, load) if kind else "",
                 "events": load.events,

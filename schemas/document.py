@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import isfinite
 from typing import Any, Final
@@ -39,26 +39,41 @@ parse: Final[Callable[[bytes], Any]] = partial(
 )
 
 
-def storable(node: Any, room: int = MAX_DEPTH) -> bool:
+def storable(document: Any) -> bool:
     """Tell whether a parsed document has only what every store can keep."""
-    kind = type(node)
-    if kind is str:
-        return storable_text(node)
-    if kind is dict:
-        names = all(type(name) is str and storable_text(name) for name in node)
-        return room > 0 and names and _all(node.values(), room - 1)
-    if kind is list:
-        return room > 0 and _all(node, room - 1)
-    if kind is int:
-        return bool(-_LIMIT < node < _LIMIT)
-    return isfinite(node) if kind is float else kind in _CONSTANTS
+    texts: list[str] = []
+    nodes = [document]
+    for room in range(MAX_DEPTH, -1, -1):
+        inside: list[Any] = []
+        for node in nodes:
+            kind = type(node)
+            if kind is str:
+                texts.append(node)
+            elif kind is dict and room:
+                texts += node
+                inside += node.values()
+            elif kind is list and room:
+                inside += node
+            elif kind not in _CONSTANTS and not _storable_number(node):
+                return False
+        if not inside:
+            break
+        nodes = inside
+    try:
+        return storable_text("".join(texts))  # at once: a tenth of the time of looking at each
+    except TypeError:  # a name that is no text, in a cursor of Python's
+        return False
 
 
-def _all(nodes: Iterable[Any], room: int) -> bool:
-    return all(storable(node, room) for node in nodes)
+def _storable_number(node: Any) -> bool:
+    if type(node) is float:
+        return isfinite(node)
+    return type(node) is int and -_LIMIT < node < _LIMIT
 
 
 def storable_text(text: str) -> bool:
+    if text.isascii():  # and most are
+        return "\0" not in text
     return not _UNSTORABLE.search(text)
 
 
