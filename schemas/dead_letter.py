@@ -134,7 +134,6 @@ class DeadLetter:
 class About(NamedTuple):
     """What a letter says of itself, without what it carries: a tuple, for there are very many."""
 
-    id: str
     group: str
     topic: str
     partition: int
@@ -163,7 +162,6 @@ class About(NamedTuple):
         timestamp_ms = -1 if ours.get(_TIMESTAMP) == b"-1" else _number(ours, _TIMESTAMP)
         letter_id = f"{group}/{topic}/{partition}/{offset}@{timestamp_ms}"
         about = cls(
-            letter_id,
             group,
             topic,
             partition,

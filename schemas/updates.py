@@ -131,8 +131,8 @@ def _common(value: bytes, now: int) -> Update | None:
         return None
     occurred = event["occurred_at"]
     at = occurred_at = _microseconds(occurred)
-    second = occurred[:_SECONDS]  # all times have the same digits up to there
-    strings = _strings(carried, names, second + "~", at)
+    second = occurred[:_SECONDS]  # up to there all times are written alike
+    strings = _strings(carried, names, second + "~", at)  # which is after what may follow
     # A name that is unknown or repeated, or a quote inside of a string, would make it more.
     quotes = 2 * (len(event) + 3 + len(carried) + strings)
     if not strings or at - now > SKEW_US or (value.count(b'"') != quotes and not _storable(value)):
@@ -144,14 +144,14 @@ def _common(value: bytes, now: int) -> Update | None:
         if started is not None:
             if status not in TERMINAL:
                 at = _microseconds(started)
-            elif started > second:
+            elif started > second:  # in the same second, or later
                 at = max(at, _microseconds(started))
         rank, fields = RANK[status], job_fields(job, occurred, utc_text)
     found = (event["connector_id"], fields, at, rank, event["event_id"], occurred_at)
     return tuple.__new__(Update, found)  # half the time of its own constructor
 
 
-def _strings(carried: dict[str, Any], names: _Names, latest: str, at: int) -> int:
+def _strings(carried: dict[str, Any], names: _Names, end_of_second: str, at: int) -> int:
     """Count the strings; 0 for a cursor, or too late a time."""
     get = carried.get
     if get("sync_cursor") is not None:
@@ -161,7 +161,7 @@ def _strings(carried: dict[str, Any], names: _Names, latest: str, at: int) -> in
     for name in times:
         if (text := get(name)) is not None:
             strings += 1
-            if text > latest and _microseconds(text) - at > SKEW_US:
+            if text > end_of_second and _microseconds(text) - at > SKEW_US:
                 return 0
     for name in texts:
         if get(name) is not None:

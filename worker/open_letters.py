@@ -51,7 +51,7 @@ class OpenLetter(NamedTuple):
     timestamp_ms: int
     failed_at: datetime | None
     store: str
-    original: Original | None = None
+    original: Original | None = None  # the last one: `table` puts it there
 
     @property
     def id(self) -> str:
