@@ -94,8 +94,8 @@ class OpenLetters:
     ) -> list[OpenLetter]:
         """The open letters, those that failed last at the end.
 
-        A record with a key opens a letter, or opens it again; a tombstone closes it. The originals
-        of those to `keep` are, up to KEPT_BYTES.
+        A record with a key opens a letter, or opens it again; a tombstone closes it. Those to
+        `keep` come with their originals, up to KEPT_BYTES.
         """
         open_letters: dict[int, dict[bytes | None, OpenLetter]] = defaultdict(dict)
         room = KEPT_BYTES
