@@ -68,7 +68,6 @@ class OpenLetters:
 
     def __init__(self, client: AIOKafkaConsumer, topic: str) -> None:
         self._client, self._topic = client, topic
-        self._read_to: dict[int, int] = {}  # by partition, where the table ends
 
     @classmethod
     @asynccontextmanager
@@ -100,7 +99,6 @@ class OpenLetters:
         open_letters: dict[int, dict[bytes | None, OpenLetter]] = defaultdict(dict)
         room = KEPT_BYTES
         async for partition, records in self._scan(progress=progress):
-            self._read_to[partition] = records[-1].offset + 1
             rows = open_letters[partition]
             for record in records:
                 if (before := rows.pop(record.key, None)) and before.original:
@@ -120,8 +118,8 @@ class OpenLetters:
         """What the wanted letters carry, `size` at a time, or fewer that are large.
 
         First those that were kept, all of a connector together: it is then read and written once.
-        Left out are those that were resolved or written again since the table was read. None stands
-        for an unreadable letter.
+        One that was not is read again, and left out if it is gone. None stands for an unreadable
+        letter.
         """
         batch: list[tuple[OpenLetter, Original | None]] = []
         room = MOST_BYTES
@@ -138,21 +136,14 @@ class OpenLetters:
     async def _found(
         self, wanted: Iterable[OpenLetter]
     ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
-        changed = await self._changed()
         kept: list[OpenLetter] = []
         others: list[OpenLetter] = []
         for letter in wanted:
-            if (letter.at[0], letter.key) not in changed:
-                (kept if letter.original else others).append(letter)
+            (kept if letter.original else others).append(letter)
         kept.sort(key=lambda letter: letter.connector_id or "")
         yield [(letter, letter.original) for letter in kept]
         async for records in self._records(others):
             yield [(letter, _original(letter, record)) for letter, record in records]
-
-    async def _changed(self) -> set[tuple[int, bytes | None]]:
-        """The partitions and keys of what was written since the table was read."""
-        since = {partition: (end, sys.maxsize) for partition, end in self._read_to.items()}
-        return {(at, one.key) async for at, records in self._scan(since) for one in records}
 
     async def whole(self, letter: OpenLetter) -> DeadLetter | None:
         """The letter itself; None where it is unreadable."""
@@ -209,11 +200,7 @@ class OpenLetters:
                 ends = await self._client.end_offsets(assigned)
         whole = {tp: (begins[tp], ends[tp]) for tp in assigned}
         if ranges is not None:
-            whole = {
-                tp: (max(begin, ranges[tp.partition][0]), min(end, ranges[tp.partition][1]))
-                for tp, (begin, end) in whole.items()
-                if tp.partition in ranges
-            }
+            whole = {tp: ranges[tp.partition] for tp in assigned if tp.partition in ranges}
         left = {tp: (begin, end) for tp, (begin, end) in whole.items() if begin < end}
         self._client.pause(*(tp for tp in assigned if tp not in left))
         self._client.resume(*left)

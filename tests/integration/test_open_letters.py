@@ -1,7 +1,6 @@
 """The open letters are read from a real broker."""
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from schemas.dead_letter import DeadLetter, Original
 from tests.kafka import Kafka, Record, Topics
 from worker import open_letters
-from worker.open_letters import KEPT_BYTES, OBJECT, OpenLetter, OpenLetters
+from worker.open_letters import KEPT_BYTES, OBJECT, OpenLetters
 from worker.settings import Settings
 
 
@@ -91,18 +90,3 @@ async def test_an_original_is_the_same_kept_or_read_again(
         assert len(kept) == sum(one.connector_id != "c1" for one in table)
     else:
         assert 10 <= len(kept) <= 21
-
-
-@pytest.mark.parametrize("keep", [None, lambda _: True], ids=["read again", "kept"])
-async def test_what_was_written_since_the_table_was_read_is_left_out(
-    kafka: Kafka, keep: Callable[[OpenLetter], bool] | None
-) -> None:
-    topic = Topics.unique()
-    await kafka.create(topic, partitions=3)  # one of them stays empty
-    records = [letter(number, f"c{number}") for number in range(10)]
-    await kafka.produce(topic.dlq, records)
-    async with OpenLetters.opened(named(kafka, topic)) as letters:
-        table = await letters.table(keep=keep)
-        await kafka.produce(topic.dlq, [closed(records[3]), letter(4, "c4", "again")])
-        batches = [batch async for batch in letters.originals(table, 100)]
-    assert sorted(one.offset for batch in batches for one, _ in batch) == [0, 1, 2, 5, 6, 7, 8, 9]
