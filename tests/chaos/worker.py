@@ -46,7 +46,7 @@ BUGS = (
     "lock_not_taken",
     "reset_forgotten",
 )
-DAWDLE = 0.1  # seconds between a read without a lock and the write
+DAWDLE = 0.2  # seconds between a read without a lock and the write
 LINGER = 0.5  # seconds that a letter nobody waits for stays in the producer
 
 
