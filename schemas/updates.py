@@ -37,7 +37,6 @@ from schemas.last_sync import (
 from schemas.reasons import Invalid
 from schemas.scalars import EVERYDAY_TIME, utc_text
 from schemas.sync_finished import (
-    EPOCH,
     RANK,
     SKEW_US,
     SyncFinished,
@@ -178,8 +177,7 @@ def _storable(value: bytes) -> bool:
 
 
 def _microseconds(text: str) -> int:
-    since = datetime.fromisoformat(text) - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return microseconds(datetime.fromisoformat(text))
 
 
 def _dict_of(model: type[BaseModel], **nested: CoreSchema) -> CoreSchema:

@@ -1,6 +1,7 @@
 """The open letters are read from a real broker."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from schemas.dead_letter import DeadLetter, Original
 from tests.kafka import Kafka, Record, Topics
 from worker import open_letters
-from worker.open_letters import KEPT_BYTES, OBJECT, OpenLetters
+from worker.open_letters import KEPT_BYTES, OBJECT, OpenLetter, OpenLetters
 from worker.settings import Settings
 
 
@@ -90,3 +91,17 @@ async def test_an_original_is_the_same_kept_or_read_again(
         assert len(kept) == sum(one.connector_id != "c1" for one in table)
     else:
         assert 10 <= len(kept) <= 21
+
+
+@pytest.mark.parametrize("keep", [None, lambda _: True], ids=["read again", "kept"])
+async def test_headers_count_in_what_is_worked_on_at_once(
+    kafka: Kafka, keep: Callable[[OpenLetter], bool] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_letters, "MOST_BYTES", 10 * OBJECT)
+    topic = Topics.unique()
+    await kafka.create(topic, partitions=2)
+    await kafka.produce(topic.dlq, [letter(number, "c") for number in range(1, 80, 2)])
+    async with OpenLetters.opened(named(kafka, topic)) as letters:
+        table = await letters.table(keep=keep)
+        sizes = [len(batch) async for batch in letters.originals(table, 100)]
+    assert sizes == [5] * 8  # an object each for the letter and its one header
