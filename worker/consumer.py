@@ -32,10 +32,10 @@ log = get_logger(__name__)
 
 SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the batch in flight
 COMMIT_TIMEOUT = 5.0  # seconds
-# A batch from one partition has more events of a connector than one from all: they share a key.
-FETCH = 3 * 1024 * 1024  # bytes of an answer of a broker, about
-BUFFERED = 4 * FETCH  # of all partitions together, until each has the least
-LEAST_FETCH = 1024 * 1024  # bytes of a partition
+# Bytes of a broker's answer, about: a batch. All are of one partition, if it has so many, for the
+# events of a connector share a key. A remote store has less: the next batch is read meanwhile.
+FETCH, FETCH_AHEAD = 4_608 * 1024, 3_584 * 1024
+PREFETCH_AFTER = 5.0  # seconds that an answer lies here until the broker is asked for more
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
 # one waits for it.
 FETCH_WAIT = 100  # milliseconds
@@ -64,12 +64,13 @@ class _Abandoned(Exception):  # noqa: N818 - not an error: the batch will be del
     """The worker stops while it holds a batch."""
 
 
-def client_options(session_timeout_ms: int, partitions: int) -> dict[str, object]:
-    """How the loop wants its aiokafka consumer, of a topic with so many partitions."""
+def client_options(session_timeout_ms: int, *, remote: bool) -> dict[str, object]:
+    """How the loop wants its aiokafka consumer, with a store that is `remote` or not."""
+    size = FETCH_AHEAD if remote else FETCH
     return {
-        "fetch_max_bytes": FETCH,
+        "fetch_max_bytes": size,
         "fetch_max_wait_ms": FETCH_WAIT,
-        "max_partition_fetch_bytes": max(LEAST_FETCH, min(FETCH, BUFFERED // partitions)),
+        "max_partition_fetch_bytes": size,
         "enable_auto_commit": False,
         "auto_offset_reset": "none",  # a reset is decided here, where loss can be told apart
         "isolation_level": "read_committed",
@@ -83,11 +84,20 @@ def client_options(session_timeout_ms: int, partitions: int) -> dict[str, object
     }
 
 
+def limit_prefetching(client: AIOKafkaConsumer) -> None:
+    """Let answers wait here, one a broker at most, until the batch in hand is done.
+
+    aiokafka's own patience is a tenth of a second. Then it asks for other partitions, and with many
+    of them and a slow store has many answers in memory. It has no setting for it.
+    """
+    client._fetcher._prefetch_backoff = PREFETCH_AFTER  # noqa: SLF001
+
+
 def free_dropped_records() -> None:
     """Free what was fetched and then dropped, at a pause or a rebalance.
 
-    aiokafka leaves it in reference cycles: a megabyte a partition in few objects, and the garbage
-    collector, which counts objects, would come too late.
+    aiokafka leaves it in reference cycles: megabytes in few objects, and the garbage collector,
+    which counts objects, would come too late.
     """
     gc.collect()
 
@@ -132,18 +142,23 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
 
     async def _work_until_stopped(self, drain: Drain | None) -> None:
         while not self._stop.is_set():
-            batch = await self._reader.next()
-            self._watchdog.step()
-            if batch:
-                await self._see_through(batch)
+            busy = await self._work_once()
             if self._stop.is_set():
                 return
             if self._reader.refused:
                 continue  # positions stand behind it
-            if not batch or self._lookout.due:
-                await self._look_around(glance=batch is not None)
+            if not busy or self._lookout.due:
+                await self._look_around(glance=busy)
             if drain is not None and await drain.done():
                 return
+
+    async def _work_once(self) -> bool:
+        """See the next batch through, and let go of it; false where there is none."""
+        batch = await self._reader.next()
+        self._watchdog.step()
+        if batch:
+            await self._see_through(batch)
+        return batch is not None
 
     # --- one batch ---------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ POLL = 0.5  # seconds that one poll waits for records
 # A batch may take all that was fetched, and more comes after a moment.
 AHEAD = 1.0  # seconds that reading ahead may take, and its last poll a little longer
 AHEAD_POLL = 0.02  # seconds
+FULL = 4  # a batch that lacks less than a quarter is full enough
 LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 REQUEST_TIMEOUT = 5.0  # seconds
 
@@ -54,8 +55,8 @@ class Reader:
         until = clock() + AHEAD
         while not (work.done() or self.refused or self._stop.is_set()) and clock() < until:
             most = self._batch_size - (len(self._ahead.records) if self._ahead else 0)
-            if most <= 0 or not batches.has_room():
-                return
+            if most <= self._batch_size // FULL or not batches.has_room():
+                return  # what another partition has would be for other connectors
             try:
                 polled = await self._poll(AHEAD_POLL, most)
             except (MisconfiguredError, OffsetsLostError) as error:

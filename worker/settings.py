@@ -115,10 +115,11 @@ class Settings(BaseModel):
         None, description="Keys that callers of the API may use, comma-separated"
     )
     batch_size: int = Field(
-        8_000,
+        12_000,
         ge=1,
-        le=10_000,
-        description="Most records in one batch; with Elasticsearch 4,000 at most",
+        le=12_000,
+        description="Most records in one batch; with PostgreSQL 9,000 at most, "
+        "with Elasticsearch 4,000",
     )
     flood_window: int = Field(
         1_000, ge=1, le=1_000_000, description="Last events that the flood breaker looks at"

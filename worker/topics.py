@@ -50,12 +50,6 @@ class Topics:
     dead_letters: Topic | None
 
     @property
-    def partitions(self) -> int:
-        """How many partitions events come from."""
-        assert self.source is not None  # noqa: S101 - after `required`  # nosec B101
-        return self.source.partitions
-
-    @property
     def dead_letter_bytes(self) -> int:
         """The largest record that the dead-letter topic takes."""
         assert self.dead_letters is not None  # noqa: S101 - after `required`  # nosec B101

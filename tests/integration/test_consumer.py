@@ -22,6 +22,7 @@ from tests.eventually import eventually
 from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
 from worker import consumer, dead_letters, lookout, reader
 from worker.app import running
+from worker.batch import Batch
 from worker.errors import MisconfiguredError, StalledError, TransientError
 from worker.merge import Outcome
 from worker.reader import AHEAD_POLL
@@ -196,6 +197,43 @@ async def test_a_holding_worker_keeps_polling_and_is_handed_no_successors(
     assert clients[0].listed_partitions == 0  # an empty list would mean all of them
     assert clients[0].cancelled_polls == 0
     assert await kafka.read_all(topic.dlq) == []
+
+
+async def test_one_answer_waits_while_a_store_is_slow_however_many_partitions_there_are(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "FETCH", 4_096)
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", n, last_sync_error="x" * 999) for n in range(80)])
+    async with working(settings_for(kafka, topic), store):
+        await store.entered.wait()
+        await eventually(lambda: clients[0]._fetcher._records)
+        await asyncio.sleep(1)  # ten times the client's own patience
+        assert len(clients[0]._fetcher._records) == 1
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+
+
+async def test_a_batch_that_is_done_is_let_go_before_the_next_is_read(
+    kafka: Kafka, topic: Topics, store: Pinned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    poll = reader.Reader.poll
+
+    async def counting(self: reader.Reader, seconds: float) -> Any:
+        held.append(sum(isinstance(each, Batch) for each in gc.get_objects()))
+        return await poll(self, seconds)
+
+    monkeypatch.setattr(reader.Reader, "poll", counting)
+    await kafka.produce(topic.source, [event("a", n) for n in range(8)])
+    async with working(settings_for(kafka, topic, batch_size=2), store):
+        await eventually(committed_all(kafka, topic))
+    assert len(store.sizes) > 1
+    assert set(held) == {0}
 
 
 @pytest.fixture
@@ -695,7 +733,7 @@ def test_letters_of_the_largest_size_are_what_the_topic_takes() -> None:
 
 
 def test_the_client_is_told_what_the_loop_relies_on() -> None:
-    options = consumer.client_options(10_000, 4)
+    options = consumer.client_options(10_000, remote=False)
     assert options["enable_auto_commit"] is False
     assert options["auto_offset_reset"] == "none"
     assert options["isolation_level"] == "read_committed"
@@ -703,12 +741,10 @@ def test_the_client_is_told_what_the_loop_relies_on() -> None:
     assert options["rebalance_timeout_ms"] < 40_000  # type: ignore[operator]
     assert options["heartbeat_interval_ms"] == 1_000
     assert options["fetch_max_wait_ms"] == 100, "a busy partition waits so long for idle ones"
-    assert consumer.client_options(1_500, 4)["heartbeat_interval_ms"] == 500
+    assert consumer.client_options(1_500, remote=False)["heartbeat_interval_ms"] == 500
 
 
-def test_what_is_fetched_of_a_partition_is_a_share_of_what_all_may_have() -> None:
-    shares = [
-        consumer.client_options(10_000, partitions)["max_partition_fetch_bytes"]
-        for partitions in (1, 4, 8, 64)
-    ]
-    assert shares == [3 * 2**20, 3 * 2**20, 3 * 2**19, 2**20]
+@pytest.mark.parametrize("remote", [True, False])
+def test_an_answer_of_a_broker_can_be_of_one_partition(remote: bool) -> None:  # noqa: FBT001
+    options = consumer.client_options(10_000, remote=remote)
+    assert options["max_partition_fetch_bytes"] == options["fetch_max_bytes"]

@@ -31,7 +31,7 @@ CLEANUP_TIMEOUT = 4.0  # seconds
 VERSION = version("last-sync-worker")
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 LARGE = 8 * 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
-KEPT = 8 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
+KEPT = 4 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
 COLLECT_AFTER = 50_000  # objects made since the last collection, less those gone by themselves
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
@@ -164,17 +164,17 @@ async def consume(
 ) -> None:
     """Be a member of the group, with this store, until `stop` is set or the topic is drained."""
     health = health or Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop)
-    max_bytes, partitions = KAFKA_DEFAULT_BYTES + topics.HEADROOM, 1
+    max_bytes = KAFKA_DEFAULT_BYTES + topics.HEADROOM
     if topics_checked:
         async with kafka.admin(settings) as admin:
             found = topics.required(await topics.describe(admin, settings), settings)
-        max_bytes, partitions = found.dead_letter_bytes, found.partitions
+        max_bytes = found.dead_letter_bytes
     async with AsyncExitStack() as stack:
         letters = await stack.enter_async_context(DeadLetterTopic.opened(settings, max_bytes))
         client = kafka.consumer(
             settings,
             group_id=settings.kafka_group_id,
-            **consumer.client_options(settings.kafka_session_timeout_ms, partitions),
+            **consumer.client_options(settings.kafka_session_timeout_ms, remote=store.remote),
         )
         loop = consumer.Consumer(
             client=client,
@@ -197,6 +197,7 @@ async def consume(
         stack.push_async_callback(kafka.leave, client)
         if not await _joined(client, settings, stop):
             return
+        consumer.limit_prefetching(client)
         log.info(
             "worker.started",
             topic=settings.kafka_topic,

@@ -106,6 +106,7 @@ def _dialect(url: str) -> Dialect:
     return Dialect(
         name="PostgreSQL",
         remote=True,
+        most=9_000,
         version="SHOW server_version",
         begin_read=None,
         begin_write=None,

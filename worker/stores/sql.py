@@ -51,7 +51,6 @@ from worker.stores.rows import (
     state_of,
 )
 
-MOST = 10_000
 PAGE = 500  # connectors read at once by a listing
 TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
 
@@ -70,6 +69,7 @@ class Dialect:
 
     name: str
     remote: bool
+    most: int  # updates at once: a batch, of which there are two in memory with a remote one
     version: str  # the statement that asks for it
     begin_read: str | None  # None: the driver begins by itself
     begin_write: str | None
@@ -126,7 +126,7 @@ class SqlStore:
 
     @property
     def most(self) -> int:
-        return MOST
+        return self._dialect.most
 
     @property
     def store_id(self) -> str:

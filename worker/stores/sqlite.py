@@ -74,6 +74,7 @@ def _dialect(url: str) -> Dialect:
     return Dialect(
         name="SQLite",
         remote=False,
+        most=12_000,
         version="SELECT sqlite_version()",
         begin_read="BEGIN",
         begin_write="BEGIN IMMEDIATE",

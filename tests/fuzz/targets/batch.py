@@ -27,6 +27,7 @@ from worker.batches import INT64, Batches, Partition
 from worker.errors import MisconfiguredError
 
 LIMIT = 8 * 1024  # bytes that a batch may become, instead of 64 MiB
+OBJECT = 10  # bytes, instead of 200: a batch of thousands would be fetched a hundred times
 TP = TopicPartition("t", 3)
 BASE = 2**40  # the batch's offset
 
@@ -249,8 +250,9 @@ WORDS: Sequence[bytes] = [
 
 @contextmanager
 def small() -> Iterator[Run]:
-    """With limits that an input reaches."""
-    with patch.multiple(batches, MAX_BATCH=LIMIT, FIRST_ROOM=64, MAX_POLL=LIMIT // 2):
+    """With limits that an input reaches, and in proportion what each record counts for."""
+    limits = {"MAX_BATCH": LIMIT, "FIRST_ROOM": 64, "MAX_POLL": LIMIT // 2, "OBJECT": OBJECT}
+    with patch.multiple(batches, **limits):
         yield run
 
 
