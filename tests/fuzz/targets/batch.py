@@ -251,8 +251,9 @@ WORDS: Sequence[bytes] = [
 @contextmanager
 def small() -> Iterator[Run]:
     """With limits that an input reaches, and in proportion what each record counts for."""
-    limits = {"MAX_BATCH": LIMIT, "FIRST_ROOM": 64, "MAX_POLL": LIMIT // 2, "OBJECT": OBJECT}
-    with patch.multiple(batches, **limits):
+    with patch.multiple(
+        batches, MAX_BATCH=LIMIT, FIRST_ROOM=64, MAX_POLL=LIMIT // 2, OBJECT=OBJECT
+    ):
         yield run
 
 
