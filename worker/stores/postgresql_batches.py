@@ -22,6 +22,8 @@ from worker.stores.rows import (
     one_shape,
 )
 
+PART = 2_500  # connectors whose rows are in memory at once
+
 # Locked in one order everywhere: two writers would else wait for each other, each with one row.
 _SELECT = (
     f"SELECT id, stamps, deleted_at IS NOT NULL FROM {CONNECTORS.name}"  # noqa: S608  # nosec B608
@@ -74,7 +76,7 @@ class PostgresqlBatches:
         await transaction.start()
         try:
             merging = Merging(updates)
-            for ids in merging.parts():
+            for ids in merging.parts(PART):
                 changes = merging.changes(ids, await self._load(connection, ids))
                 if changes:
                     statement, values = _update(*one_shape(changes))

@@ -64,7 +64,6 @@ Change = tuple[tuple[str, ...], Row]  # columns; their values in a row, then its
 
 MERGING = [CONNECTORS.c.id, CONNECTORS.c.stamps, CONNECTORS.c.deleted_at.is_not(None)]
 _GROUP = 5  # elements of a group without absent values
-PART = 2_500  # connectors whose rows are in memory at once
 _NEVER = -(2**63)  # before every time
 _APPLIED = repeat(APPLIED)
 KEPT: Any = object()  # stands for a value that stays in its row as it is, and was not read
@@ -124,7 +123,7 @@ class Merging:
             self._of[update.connector_id].append(update)
         self._others: dict[str, Iterator[Outcome]] = {}  # where not all was applied
 
-    def parts(self, size: int = PART) -> Iterator[list[str]]:
+    def parts(self, size: int) -> Iterator[list[str]]:
         """Give the connectors' ids, so many at once; in order, as everyone who locks them does."""
         ids = sorted(self._of)
         return (ids[start : start + size] for start in range(0, len(ids), size))

@@ -22,6 +22,8 @@ from worker.stores.rows import (
     one_shape,
 )
 
+PART = 250  # connectors at once: when their rows are written, the pages are still in the cache
+
 _SELECT = (
     "SELECT mine.id, stamps, deleted_at IS NOT NULL"  # noqa: S608  # nosec B608
     f" FROM json_each(?) CROSS JOIN {CONNECTORS.name} AS mine ON mine.id = json_each.value"
@@ -57,7 +59,7 @@ class SqliteBatches:
         self._connection.execute("BEGIN IMMEDIATE")
         with self._connection as connection:  # which commits, or rolls back
             merging = Merging(updates)
-            for ids in merging.parts():
+            for ids in merging.parts(PART):
                 changes = merging.changes(ids, self._load(connection, ids))
                 if changes:
                     connection.executemany(*_update(*one_shape(changes)))
