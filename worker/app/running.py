@@ -30,7 +30,7 @@ JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that
 CLEANUP_TIMEOUT = 4.0  # seconds
 VERSION = version("last-sync-worker")
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
-LARGE = 8 * 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
+LARGE = 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
 KEPT = 4 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
 COLLECT_AFTER = 50_000  # objects made since the last collection, less those gone by themselves
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
@@ -73,8 +73,8 @@ def settle_memory() -> None:
     A batch in hand is thousands of objects without cycles; by default they are all looked at again
     and again, which takes a tenth of the time.
 
-    glibc would keep as much memory free as twice the largest answer of a broker that it ever saw;
-    or, were each answer given back at once, every page of the next would be a fault again.
+    glibc would keep as much memory free as twice the largest answer of a broker that it ever saw,
+    and more each time that one does not fit between what lives longer.
     """
     gc.collect()
     gc.freeze()
