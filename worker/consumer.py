@@ -32,10 +32,11 @@ log = get_logger(__name__)
 
 SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the batch in flight
 COMMIT_TIMEOUT = 5.0  # seconds
-# Bytes of a broker's answer, about: a batch. All are of one partition, if it has so many, for the
-# events of a connector share a key. A remote store has less: the next batch is read meanwhile.
+# Bytes of a broker's answer, about: mostly a batch. All are of one partition, if it has so many,
+# for events of a connector share a key. With a remote store the next batch is in memory, too.
 FETCH, FETCH_AHEAD = 4_608 * 1024, 3_584 * 1024
-PREFETCH_AFTER = 5.0  # seconds that an answer lies here until the broker is asked for more
+NEVER = 3_600.0  # seconds
+LARGE = 16  # a batch is worth reading ahead that has a part of the most: large events are few
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
 # one waits for it.
 FETCH_WAIT = 100  # milliseconds
@@ -85,12 +86,13 @@ def client_options(session_timeout_ms: int, *, remote: bool) -> dict[str, object
 
 
 def limit_prefetching(client: AIOKafkaConsumer) -> None:
-    """Let answers wait here, one a broker at most, until the batch in hand is done.
+    """Let one answer a broker wait here, until all of it was taken.
 
-    aiokafka's own patience is a tenth of a second. Then it asks for other partitions, and with many
-    of them and a slow store has many answers in memory. It has no setting for it.
+    aiokafka would ask for other partitions when it lay here for a tenth of a second, and with many
+    of them and a slow store have many answers in memory. It has no setting for it. What waits is
+    what the next poll gives, so that the others lose nothing.
     """
-    client._fetcher._prefetch_backoff = PREFETCH_AFTER  # noqa: SLF001
+    client._fetcher._prefetch_backoff = NEVER  # noqa: SLF001
 
 
 def free_dropped_records() -> None:
@@ -167,7 +169,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
-            if self._handler.remote and len(batch.records) >= self._batch_size // 4:
+            if self._handler.remote and len(batch.records) >= self._batch_size // LARGE:
                 await self._reader.read_ahead(work)
             await asyncio.wait({work}, timeout=SLOW)
             if not work.done() and self._health.held is None:

@@ -19,7 +19,7 @@ POLL = 0.5  # seconds that one poll waits for records
 # A batch may take all that was fetched, and more comes after a moment.
 AHEAD = 1.0  # seconds that reading ahead may take, and its last poll a little longer
 AHEAD_POLL = 0.02  # seconds
-FULL = 4  # a batch that lacks less than a quarter is full enough
+FULL = 4  # a batch is full enough that lacks less than a part of the most
 LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 REQUEST_TIMEOUT = 5.0  # seconds
 

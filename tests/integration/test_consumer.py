@@ -225,7 +225,7 @@ async def test_a_batch_that_is_done_is_let_go_before_the_next_is_read(
     poll = reader.Reader.poll
 
     async def counting(self: reader.Reader, seconds: float) -> Any:
-        held.append(sum(isinstance(each, Batch) for each in gc.get_objects()))
+        held.append(sum(type(each) is Batch for each in gc.get_objects()))
         return await poll(self, seconds)
 
     monkeypatch.setattr(reader.Reader, "poll", counting)
@@ -359,6 +359,28 @@ async def test_reading_ahead_goes_on_until_the_next_batch_is_full(
         store.gate.set()
         await eventually(committed_all(kafka, topic))
     assert store.sizes == [1, 4, 1]
+
+
+async def test_what_is_read_ahead_leaves_alone_what_would_only_fill_it_up(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "AHEAD", 60.0)
+    store.remote = True
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic, batch_size=8), store):
+        await store.entered.wait()
+        await kafka.produce(topic.source, [event("a", 4 * n) for n in range(6)])
+        await eventually(lambda: clients[0].records == 7)
+        await kafka.produce(topic.source, [event("a", 4 * n + 1) for n in range(3)])
+        await eventually(lambda: clients[0]._fetcher._records)
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+    assert store.sizes == [1, 6, 3]
 
 
 async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
@@ -744,7 +766,8 @@ def test_the_client_is_told_what_the_loop_relies_on() -> None:
     assert consumer.client_options(1_500, remote=False)["heartbeat_interval_ms"] == 500
 
 
-@pytest.mark.parametrize("remote", [True, False])
-def test_an_answer_of_a_broker_can_be_of_one_partition(remote: bool) -> None:  # noqa: FBT001
-    options = consumer.client_options(10_000, remote=remote)
-    assert options["max_partition_fetch_bytes"] == options["fetch_max_bytes"]
+def test_an_answer_of_a_broker_can_be_of_one_partition_and_is_smaller_with_a_remote_store() -> None:
+    here, there = (consumer.client_options(10_000, remote=remote) for remote in (False, True))
+    for options in (here, there):
+        assert options["max_partition_fetch_bytes"] == options["fetch_max_bytes"]
+    assert there["fetch_max_bytes"] < here["fetch_max_bytes"]  # type: ignore[operator]
