@@ -154,6 +154,28 @@ async def test_rows_are_updated_in_place(store: ConnectorStore, psql: asyncpg.Co
     assert found["n_tup_hot_upd"] > 0.7 * found["n_tup_upd"]
 
 
+async def test_no_table_is_read_whole_for_one_update(
+    store: ConnectorStore, psql: asyncpg.Connection
+) -> None:
+    ids = [f"c-{n}" for n in range(10_000)]
+    await store.add(ids)
+    await psql.execute("ANALYZE connectors")
+
+    async def scans(column: str, rows: int) -> int:
+        async def counted() -> asyncpg.Record | None:
+            found = await psql.fetchrow(
+                "SELECT * FROM pg_stat_user_tables WHERE relname = 'connectors'"
+            )
+            return found if found[column] == rows else None
+
+        return int((await eventually(counted))["seq_scan"])
+
+    before = await scans("n_tup_ins", len(ids))
+    for at in range(10):
+        await store.apply([update("c-7", at, last_sync_status="completed")])
+    assert await scans("n_tup_upd", 10) == before
+
+
 async def test_any_time_of_the_contract_comes_back_in_any_time_zone(database: str) -> None:
     times = {
         "last_synced": "0001-01-01T00:00:00.000000Z",

@@ -32,8 +32,12 @@ UPGRADE = "run `last-sync store upgrade`"
 SESSION = """
 SET lock_timeout = '5s';
 SET statement_timeout = '15s';
-SET idle_in_transaction_session_timeout = '15s';
+SET idle_in_transaction_session_timeout = '15s'
 """
+
+# The planner takes every JSON array for one of a hundred elements, and would read a table of
+# thousands whole to update one row.
+MERGING = "SET enable_seqscan = off"
 
 READ_ONLY = "25006"
 UNDEFINED_TABLE = "42P01"
@@ -78,7 +82,7 @@ async def open_postgresql(url: str) -> AsyncIterator[SqlStore]:
         with translated(url):
             async with asyncio.timeout(OPEN_TIMEOUT), engine.begin() as connection:
                 store_id = await _store_id(connection, url)
-        batches = PostgresqlBatches(connect)
+        batches = PostgresqlBatches(partial(_connect, url, MERGING))
         try:
             yield SqlStore(engine, _dialect(url), batches=batches, store_id=store_id, revision=HEAD)
         finally:
@@ -157,7 +161,7 @@ async def _connected(connect: Connect) -> AsyncIterator[AsyncEngine]:
         await _close(engine)
 
 
-async def _connect(url: str) -> asyncpg.Connection:
+async def _connect(url: str, more: str = "") -> asyncpg.Connection:
     try:
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT)
     except ssl.SSLError:
@@ -165,7 +169,7 @@ async def _connect(url: str) -> asyncpg.Connection:
     except ValueError as error:
         raise MisconfiguredError(f"{_named(url)}: {_line(error)}; check the URL") from error
     try:
-        await connection.execute(SESSION)
+        await connection.execute(f"{SESSION};{more}")
     except BaseException:
         connection.terminate()
         raise
