@@ -36,7 +36,7 @@ COMMIT_TIMEOUT = 5.0  # seconds
 # for events of a connector share a key. With a remote store the next batch is in memory, too.
 FETCH, FETCH_AHEAD = 4_608 * 1024, 3_584 * 1024
 NEVER = 3_600.0  # seconds
-LARGE = 16  # a batch is worth reading ahead that has a part of the most: large events are few
+WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
 # one waits for it.
 FETCH_WAIT = 100  # milliseconds
@@ -169,7 +169,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
-            if self._handler.remote and len(batch.records) >= self._batch_size // LARGE:
+            if self._handler.remote and len(batch.records) >= self._batch_size * WORTHWHILE:
                 await self._reader.read_ahead(work)
             await asyncio.wait({work}, timeout=SLOW)
             if not work.done() and self._health.held is None:

@@ -19,7 +19,7 @@ POLL = 0.5  # seconds that one poll waits for records
 # A batch may take all that was fetched, and more comes after a moment.
 AHEAD = 1.0  # seconds that reading ahead may take, and its last poll a little longer
 AHEAD_POLL = 0.02  # seconds
-FULL = 4  # a batch is full enough that lacks less than a part of the most
+FULL = 3 / 4  # of the most in a batch: enough
 LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 REQUEST_TIMEOUT = 5.0  # seconds
 
@@ -54,11 +54,11 @@ class Reader:
         clock = asyncio.get_running_loop().time
         until = clock() + AHEAD
         while not (work.done() or self.refused or self._stop.is_set()) and clock() < until:
-            most = self._batch_size - (len(self._ahead.records) if self._ahead else 0)
-            if most <= self._batch_size // FULL or not batches.has_room():
+            read = len(self._ahead.records) if self._ahead else 0
+            if read >= self._batch_size * FULL or not batches.has_room():
                 return  # what another partition has would be for other connectors
             try:
-                polled = await self._poll(AHEAD_POLL, most)
+                polled = await self._poll(AHEAD_POLL, self._batch_size - read)
             except (MisconfiguredError, OffsetsLostError) as error:
                 self.refused = error
                 return

@@ -340,47 +340,35 @@ async def test_a_batch_has_no_more_records_than_the_store_takes(
     assert max(store.sizes) == 3
 
 
-async def test_reading_ahead_goes_on_until_the_next_batch_is_full(
+@pytest.mark.parametrize(
+    ("more", "sizes"),
+    [
+        pytest.param({8: 9, 12: 17}, [1, 16, 4], id="full"),
+        pytest.param({8: 9, 4: 13, 3: 13}, [1, 12, 3], id="three quarters"),
+    ],
+)
+async def test_reading_ahead_goes_on_until_the_next_batch_is_full_enough(
     kafka: Kafka,
     topic: Topics,
     store: Pinned,
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
+    more: dict[int, int],  # records published, and how many are read by then
+    sizes: list[int],
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
     store.remote = True
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
-    async with working(settings_for(kafka, topic, batch_size=4), store):
+    async with working(settings_for(kafka, topic, batch_size=16), store):
         await store.entered.wait()
-        for more, all_read in ((2, 3), (3, 5)):
-            await kafka.produce(topic.source, [event("a", 4 * n) for n in range(more)])
-            await eventually(lambda: clients[0].records == all_read)  # noqa: B023
+        for count, read in more.items():
+            await kafka.produce(topic.source, [event("a", 4 * n) for n in range(count)])
+            await eventually(lambda: clients[0].records == read)  # noqa: B023
+        await eventually(lambda: clients[0]._fetcher._records)  # the rest is fetched, and stays
         store.gate.set()
         await eventually(committed_all(kafka, topic))
-    assert store.sizes == [1, 4, 1]
-
-
-async def test_what_is_read_ahead_leaves_alone_what_would_only_fill_it_up(
-    kafka: Kafka,
-    topic: Topics,
-    store: Pinned,
-    clients: list[Recorded],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reader, "AHEAD", 60.0)
-    store.remote = True
-    store.gate.clear()
-    await kafka.produce(topic.source, [event("a", 0)])
-    async with working(settings_for(kafka, topic, batch_size=8), store):
-        await store.entered.wait()
-        await kafka.produce(topic.source, [event("a", 4 * n) for n in range(6)])
-        await eventually(lambda: clients[0].records == 7)
-        await kafka.produce(topic.source, [event("a", 4 * n + 1) for n in range(3)])
-        await eventually(lambda: clients[0]._fetcher._records)
-        store.gate.set()
-        await eventually(committed_all(kafka, topic))
-    assert store.sizes == [1, 6, 3]
+    assert store.sizes == sizes
 
 
 async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
