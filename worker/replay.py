@@ -189,7 +189,7 @@ async def close(
         how: resolution_headers(signature.by, how, now, signature.why)
         for how in {how for _, how in resolved}
     }
-    await topic.close([(letter.at[0], letter.key, headers[how]) for letter, how in resolved])
+    await topic.close([(one.own_partition, one.key, headers[how]) for one, how in resolved])
     lines = [
         {
             "id": letter.id,

@@ -85,6 +85,8 @@ async def test_an_original_is_the_same_kept_or_read_again(
     assert all(one.connector_id != "c1" for one in kept)
     together = [one.connector_id or "" for one, _ in found[: len(kept)]]
     assert together == sorted(together)
+    partitions = [one.own_partition for one, _ in found[len(kept) :]]
+    assert partitions == sorted(partitions)
     if room == 0:
         assert not kept
     elif room == KEPT_BYTES:
