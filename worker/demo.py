@@ -329,7 +329,7 @@ async def _replay(stage: Stage, *, dry_run: bool) -> None:
         )
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         async for results in run.run(await letters.table()):
-            for result in sorted(results, key=lambda result: result.letter.at):
+            for result in sorted(results, key=lambda result: result.letter):
                 colour = "green" if result.resolved else "red"
                 name = result.letter.connector_id or "-"
                 outcome = result.outcome if result.resolved else f"{result.outcome}, stays open"

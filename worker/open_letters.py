@@ -24,7 +24,7 @@ POLL = 500  # milliseconds
 FETCH_WAIT = 10  # milliseconds that a broker keeps a fetch that finds nothing
 STALLED = 30.0  # seconds without a record, before the end
 MOST_BYTES = 2 * 1024 * 1024  # of originals that are worked on at once
-KEPT_BYTES = 51 * 1024 * 1024  # of originals that the table keeps
+KEPT_BYTES = 52 * 1024 * 1024  # of originals that the table keeps
 OBJECT = 150  # bytes that an original takes beside what is in it, and each of its headers
 AT_ONCE = 500  # records taken from the client's buffers: of more, the first leave the CPU's caches
 COLLECTED = 200_000  # new objects after which cycles are looked for; Python's own default is 700
@@ -39,7 +39,7 @@ class OpenLetter(NamedTuple):
     many: a frozen dataclass takes four times as long to make.
     """
 
-    own_partition: int  # where the letter's own record lies
+    own_partition: int  # where the letter's own record lies: letters sort by it
     own_offset: int
     key: bytes
     reason: str
@@ -55,12 +55,8 @@ class OpenLetter(NamedTuple):
     original: Original | None = None  # the last one: `table` puts it there
 
     @property
-    def at(self) -> tuple[int, int]:
-        """Made anew, as `id` is: kept, both would take 15 MB of 100,000 letters."""
-        return self.own_partition, self.own_offset
-
-    @property
     def id(self) -> str:
+        """Made anew each time: of 100,000 letters they take 8 MB."""
         return escaped(self.key.decode(errors="backslashreplace"))
 
     @property
@@ -111,7 +107,8 @@ class OpenLetters:
                 if record.value is None:
                     continue
                 letter = _indexed(record)
-                if keep and room > 0 and keep(letter) and (original := _original(letter, record)):
+                if keep and room > 0 and letter.reason != UNREADABLE and keep(letter):
+                    original = Original.of(record.value, record.headers)
                     room -= _size(original)
                     letter = OpenLetter(*letter[:-1], original)  # a quarter of `_replace`
                 rows[record.key] = letter
@@ -123,8 +120,8 @@ class OpenLetters:
         """What the wanted letters carry, `size` at a time, or fewer that are large.
 
         First those that were kept, all of a connector together: it is then read and written once.
-        One that was not is read again, a partition after the other, for that is where a connector's
-        letters are; and left out if it is gone. None stands for an unreadable letter.
+        One that was not is read again, and left out if it is gone; one partition after the other,
+        as a connector's letters are usually all in one. None stands for an unreadable letter.
         """
         batch: list[tuple[OpenLetter, Original | None]] = []
         room = MOST_BYTES
@@ -140,15 +137,15 @@ class OpenLetters:
 
     async def _found(
         self, wanted: Iterable[OpenLetter]
-    ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
-        kept: list[OpenLetter] = []
+    ) -> AsyncIterator[Iterable[tuple[OpenLetter, Original | None]]]:
+        known: list[OpenLetter] = []
         others: list[OpenLetter] = []
         for letter in wanted:
-            (kept if letter.original else others).append(letter)
-        kept.sort(key=lambda letter: letter.connector_id or "")
-        yield [(letter, letter.original) for letter in kept]
+            (known if letter.original or letter.reason == UNREADABLE else others).append(letter)
+        known.sort(key=lambda letter: letter.connector_id or "")
+        yield ((letter, letter.original) for letter in known)
         async for records in self._records(others):
-            yield [(letter, _original(letter, record)) for letter, record in records]
+            yield [(letter, Original.of(one.value, one.headers)) for letter, one in records]
 
     async def whole(self, letter: OpenLetter) -> DeadLetter | None:
         """The letter itself; None where it is unreadable."""
@@ -166,7 +163,8 @@ class OpenLetters:
             by_offset[letter.own_partition][letter.own_offset] = letter
         for partition, found in by_offset.items():
             async for _, records in self._scan({partition: (min(found), max(found) + 1)}):
-                if some := [(found[one.offset], one) for one in records if one.offset in found]:
+                # Each once: of a topic that gets more partitions meanwhile, all comes again.
+                if some := [(found.pop(one.offset), one) for one in records if one.offset in found]:
                     yield some
 
     async def _scan(
@@ -196,15 +194,15 @@ class OpenLetters:
     async def _positioned(
         self, ranges: Mapping[int, tuple[int, int]] | None
     ) -> dict[TopicPartition, tuple[int, int]]:
-        with kafka.translated(f"reading {self._topic}"):
-            async with asyncio.timeout(STALLED):
-                assigned = sorted(self._client.assignment())
-                begins = await self._client.beginning_offsets(assigned)
-                ends = await self._client.end_offsets(assigned)
-        whole = {tp: (begins[tp], ends[tp]) for tp in assigned}
-        if ranges is not None:
-            whole = {tp: ranges[tp.partition] for tp in assigned if tp.partition in ranges}
-        left = {tp: (begin, end) for tp, (begin, end) in whole.items() if begin < end}
+        assigned = sorted(self._client.assignment())
+        if ranges is None:
+            with kafka.translated(f"reading {self._topic}"):
+                async with asyncio.timeout(STALLED):
+                    begins = await self._client.beginning_offsets(assigned)
+                    ends = await self._client.end_offsets(assigned)
+            ranges = {tp.partition: (begins[tp], ends[tp]) for tp in assigned}
+        wanted = {tp: ranges[tp.partition] for tp in assigned if tp.partition in ranges}
+        left = {tp: (begin, end) for tp, (begin, end) in wanted.items() if begin < end}
         self._client.pause(*(tp for tp in assigned if tp not in left))
         self._client.resume(*left)
         for tp, (begin, _) in left.items():
@@ -242,12 +240,8 @@ def _collecting_seldom() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _age(letter: OpenLetter) -> tuple[float, tuple[int, int]]:
-    return (letter.failed_at.timestamp() if letter.failed_at else 0.0), letter.at
-
-
-def _original(letter: OpenLetter, record: Any) -> Original | None:
-    return None if letter.reason == UNREADABLE else Original.of(record.value, record.headers)
+def _age(letter: OpenLetter) -> tuple[float, OpenLetter]:
+    return (letter.failed_at.timestamp() if letter.failed_at else 0.0), letter
 
 
 def _size(original: Original) -> int:
