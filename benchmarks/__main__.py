@@ -93,6 +93,9 @@ def peers(stage: Stage, size: Size) -> None:
             events = size.events if contender == "faststream_batch" else 3_000
             table.add(name, stage.run(contender, load, "postgresql", events=events))
     table.show()
+    for name in contenders:
+        times = spread(table.ratios("worker, postgresql", name))
+        print(f"the worker's rate is {times} times that of: {name}")
 
 
 def two(stage: Stage, size: Size) -> None:
@@ -252,11 +255,12 @@ def elastic(stage: Stage, size: Size) -> None:
 def delays(stage: Stage, size: Size) -> None:
     """From the broker's acknowledgement to the row and to the offset, at 100 events a second."""
     titles = ("row, p50", "row, p99", "offset, p50", "offset, p99")
-    found: dict[str, list[list[float]]] = {"worker": [], "bulk": []}
+    found: dict[str, list[list[float]]] = {"worker_for_ever": [], "bulk_for_ever": []}
     for _ in range(size.rounds):
-        for name, rounds in found.items():
-            rounds.append(delayed(stage, f"{name}_for_ever", size.seconds))
-            say(f"  {name}: {', '.join(map('{}: {:.1f} ms'.format, titles, rounds[-1]))}")
+        for contender, rounds in found.items():
+            rounds.append(delayed(stage, contender, size.seconds))
+            shown = "; ".join(map("{}: {:.1f} ms".format, titles, rounds[-1]))
+            say(f"  {contender}: {shown}")
     print(f"\n{'':12} {'worker, ms':>18} {'bulk loop, ms':>18}  times")
     by_title = [zip(*rounds, strict=True) for rounds in found.values()]
     for title, mine, theirs in zip(titles, *by_title, strict=True):
@@ -267,6 +271,7 @@ def delays(stage: Stage, size: Size) -> None:
 def delayed(stage: Stage, contender: str, seconds: int) -> list[float]:
     """Milliseconds: p50 and p99 of the row, and of the offset."""
     load = Load(events=0)
+    stage.topics.pop(load, None)  # each begins with an empty topic
     topics, store = stage.topic(load), stage.store("postgresql", load)
     job = Job(
         bootstrap=stage.kafka.bootstrap,
