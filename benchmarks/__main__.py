@@ -20,7 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import delay
-from benchmarks.contenders import Job
 from benchmarks.elastic import SlowElasticsearch
 from benchmarks.events import Load
 from benchmarks.locks import watched
@@ -103,14 +102,8 @@ def two(stage: Stage, size: Size) -> None:
     table, load = Table(), Load(events=size.events)
     for _ in range(size.rounds):
         table.add("one worker", stage.run("worker", load, "postgresql"))
-        topics, store = stage.topic(load), stage.store("postgresql", load)
-        job = Job(
-            bootstrap=stage.kafka.bootstrap,
-            topic=topics.source,
-            dlq=topics.dlq,
-            group=topics.group,
-            store=store,
-        )
+        store = stage.store("postgresql", load)
+        job = stage.job(stage.topic(load), store=store)
         with watched(store) as looks:
             both = [finished(process) for process in [started("worker", job) for _ in range(2)]]
         say(f"  somebody waited for a lock at {looks.waiting} of {looks.made} looks")
@@ -272,14 +265,7 @@ def delayed(stage: Stage, contender: str, seconds: int) -> list[float]:
     """Milliseconds: p50 and p99 of the row, and of the offset."""
     load = Load(events=0)
     stage.topics.pop(load, None)  # each begins with an empty topic
-    topics, store = stage.topic(load), stage.store("postgresql", load)
-    job = Job(
-        bootstrap=stage.kafka.bootstrap,
-        topic=topics.source,
-        dlq=topics.dlq,
-        group=topics.group,
-        store=store,
-    )
+    job = stage.job(stage.topic(load), store=stage.store("postgresql", load))
     process = started(contender, job)
     try:
         measured = asyncio.run(delay.measure(job, seconds))

@@ -57,19 +57,21 @@ class Stage:
 
     def run(self, contender: str, load: Load, kind: str = "", **more: Any) -> Figures:
         """Let a contender work through the load in a process of its own."""
-        topics = self.topic(load)
-        job = Job(
+        given = {"store": self.store(kind, load) if kind else "", "events": load.events, **more}
+        job = self.job(self.topic(load), **given)
+        if contender == "calibrate":
+            job.group = ""
+        return finished(started(contender, job))
+
+    def job(self, topics: Topics, **more: Any) -> Job:
+        """What a contender is told to do with these topics."""
+        return Job(
             bootstrap=self.kafka.bootstrap,
             topic=topics.source,
             dlq=topics.dlq,
-            group="" if contender == "calibrate" else topics.group,
-            **{
-                "store": self.store(kind, load) if kind else "",
-                "events": load.events,
-                **more,
-            },
+            group=topics.group,
+            **more,
         )
-        return finished(started(contender, job))
 
     def letters(self, load: Load, kind: str) -> tuple[Topics, str]:
         """A topic of dead letters, one for each event, and a store in which they are welcome."""
