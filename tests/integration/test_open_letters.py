@@ -1,8 +1,9 @@
 """The open letters are read from a real broker."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -96,6 +97,26 @@ async def test_an_original_is_the_same_kept_or_read_again(
         assert len(kept) == sum(one.connector_id != "c1" for one in table)
     else:
         assert 10 <= len(kept) <= 21
+
+
+async def test_what_is_read_again_is_given_once_however_often_it_comes(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does when the topic gets more partitions meanwhile."""
+    topic = Topics.unique()
+    await kafka.create(topic, partitions=2)
+    await kafka.produce(topic.dlq, [letter(number, "c") for number in range(20)])
+    async with OpenLetters.opened(named(kafka, topic)) as letters:
+        table, scan = await letters.table(), letters._scan
+
+        async def twice(ranges: dict[int, tuple[int, int]]) -> AsyncIterator[Any]:
+            async for found in scan(ranges):
+                yield found
+                yield found
+
+        monkeypatch.setattr(letters, "_scan", twice)
+        found = [one async for batch in letters.originals(table, 9) for one, _ in batch]
+    assert sorted(found) == sorted(table)
 
 
 @pytest.mark.parametrize("keep", [None, lambda _: True], ids=["read again", "kept"])
