@@ -28,7 +28,7 @@ from worker.app import letters as open_letters
 from worker.app import replays, running
 from worker.replay import Signature
 from worker.settings import Settings
-from worker.stores import open_store
+from worker.stores import open_merging_store
 from worker.watchdog import Watchdog
 
 BATCH = 500  # records that the plain loops fetch at once
@@ -254,7 +254,7 @@ async def worker(job: Job, meter: Meter) -> None:
 
     structlog.configure(processors=[note])
     running.settle_memory()
-    async with open_store(job.store) as store:
+    async with open_merging_store(job.store) as store:
         await running.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
 
 

@@ -130,10 +130,12 @@ async def test_an_impossible_connector_id_is_a_usage_error(cli: Cli, bad: str) -
     assert "\x07" not in done.stderr
 
 
-async def test_an_id_that_no_terminal_takes_is_told_all_the_same(cli: Cli) -> None:
+@pytest.mark.parametrize("command", ["show", "delete"])
+async def test_an_id_that_no_terminal_takes_is_told_all_the_same(cli: Cli, command: str) -> None:
     strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most languages; C.UTF-8 is lenient
-    done = await cli("connectors", "delete", "a\udcfe\x07", *STORE, env=strict)
-    assert (done.exit_code, done.stdout) == (1, "a\\udcfe\\u0007: is not registered\n")
+    done = await cli("connectors", command, "a\udcfe\x07", *STORE, env=strict)
+    assert done.exit_code == 2
+    assert r"'a\udcfe\x07' is not UTF-8" in done.stderr
 
 
 EVENT = (

@@ -25,10 +25,10 @@ from tests.proxy import Proxy
 from worker import errors, settings
 from worker.app import checks
 from worker.errors import MisconfiguredError, TransientError
-from worker.stores import ConnectorStore, open_store, postgresql, sql
+from worker.stores import ConnectorStore, open_store, postgresql_database, sql_merging
 from worker.stores.migrations import HEAD, VERSION_TABLE
-from worker.stores.rows import CONNECTORS
-from worker.stores.sql import RejectedError
+from worker.stores.sql_merging import RejectedError
+from worker.stores.tables import CONNECTORS
 
 MakePostgres = Callable[..., PostgresServer]
 
@@ -283,7 +283,7 @@ async def test_a_connection_is_closed_where_it_cannot_be_set_up(
 ) -> None:
     async with open_store(database) as store:
         await store.add(["a"])
-        monkeypatch.setattr(postgresql, "SESSION", "SET no_such_parameter = 1")
+        monkeypatch.setattr(postgresql_database, "SESSION", "SET no_such_parameter = 1")
         with pytest.raises(Exception, match="no_such_parameter"):  # and a warning is an error
             await store.apply([update("a", 1, last_sync_error="x")])
 
@@ -372,7 +372,7 @@ async def waits_for_a_lock(psql: asyncpg.Connection) -> bool:
 async def test_rows_that_stay_locked_are_transient_after_a_while(
     database: str, psql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql, "SESSION", "SET lock_timeout = '100ms'")
+    monkeypatch.setattr(postgresql_database, "SESSION", "SET lock_timeout = '100ms'")
     async with open_store(database) as store:
         await store.add(["a"])
         await psql.execute("BEGIN; SELECT 1 FROM connectors FOR UPDATE")
@@ -384,7 +384,9 @@ async def test_a_writer_that_stands_still_gives_its_locks_back(
     database: str, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch, pin: Pin
 ) -> None:
     await store.add(["a"])
-    monkeypatch.setattr(postgresql, "SESSION", "SET idle_in_transaction_session_timeout = '200ms'")
+    monkeypatch.setattr(
+        postgresql_database, "SESSION", "SET idle_in_transaction_session_timeout = '200ms'"
+    )
     async with open_store(database) as frozen:
         with pin.on(frozen):
             standing = asyncio.create_task(frozen.apply([update("a", 1, last_sync_error="old")]))
@@ -415,7 +417,7 @@ def known_errors() -> Iterator[Any]:
 def test_only_refused_content_is_rejected_and_what_nobody_knows_stops_the_worker(
     kind: Any,
 ) -> None:
-    found = postgresql._ours("postgresql://h/db", kind("said"))
+    found = postgresql_database._ours("postgresql://h/db", kind("said"))
     assert "said" in str(found)
     refused = kind.sqlstate[:2] in {"22", "23"}
     assert isinstance(found, RejectedError) == refused
@@ -448,7 +450,7 @@ def test_only_refused_content_is_rejected_and_what_nobody_knows_stops_the_worker
 def test_an_error_is_told_by_its_sqlstate(state: str, expected: type[Exception]) -> None:
     error = asyncpg.PostgresError("said")
     error.sqlstate = state
-    assert type(postgresql._ours("postgresql://h/db", error)) is expected
+    assert type(postgresql_database._ours("postgresql://h/db", error)) is expected
 
 
 async def test_a_lost_table_stops_the_worker(
@@ -513,7 +515,7 @@ async def test_a_server_that_comes_back_is_used_again(own: PostgresServer, how: 
 async def test_a_frozen_server_is_given_up_and_used_again(
     own: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "TRANSACTION_TIMEOUT", 0.5)
+    monkeypatch.setattr(sql_merging, "TRANSACTION_TIMEOUT", 0.5)
     batch = [update("a", 1, last_sync_error="x")]
     async with open_store(own.url) as store:
         await store.add(["a"])
@@ -526,20 +528,23 @@ async def test_a_frozen_server_is_given_up_and_used_again(
         assert await applied_again(store, batch) in (["applied"], ["duplicate"])
 
 
-async def test_a_store_on_a_frozen_server_can_be_left(own: PostgresServer) -> None:
+@pytest.mark.parametrize("call", ["get", "add", None])
+async def test_a_store_on_a_frozen_server_can_be_left(
+    own: PostgresServer, call: str | None
+) -> None:
     try:
         async with open_store(own.url) as store:
             await store.add(["a"])
-            applying = asyncio.create_task(store.get("a"))
-            await applying
+            await store.apply([update("a", 1, last_sync_error="x")])
             own.pause()
-            applying = asyncio.create_task(store.get("a"))
-            await asyncio.wait({applying}, timeout=0.1)
-            applying.cancel()
+            if call is not None:
+                calling = asyncio.create_task(getattr(store, call)("a"))
+                await asyncio.wait({calling}, timeout=0.1)
+                calling.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await calling
             left = time.monotonic()
-            with pytest.raises(asyncio.CancelledError):
-                await applying
-        assert time.monotonic() - left < postgresql.CLOSE_TIMEOUT + 1
+        assert time.monotonic() - left < 2 * postgresql_database.CLOSE_TIMEOUT + 1
     finally:
         own.resume()
 
@@ -551,7 +556,7 @@ async def test_a_connection_cut_in_mid_transaction_stores_nothing(
     mode: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sql, "TRANSACTION_TIMEOUT", 0.5)
+    monkeypatch.setattr(sql_merging, "TRANSACTION_TIMEOUT", 0.5)
     batch = [update(id_, 1, last_sync_error="x") for id_ in "ab"]
     proxy = Proxy(address(database))
     async with proxy, open_store(part(database, host=proxy.address)) as store:

@@ -12,7 +12,7 @@ from worker.merge import Outcome, State, deleted, fold, fold_batch, registered
 from worker.stores import rows
 from worker.stores.rows import Change, Merging, Row, merging_state_of, row_of
 
-PLACES = {column.name: place for place, column in enumerate(rows.STATE)}
+PLACES = {name: place for place, name in enumerate(rows.STATE)}
 
 
 def row(connector_id: str, state: State) -> tuple[Any, ...]:

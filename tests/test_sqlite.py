@@ -26,11 +26,18 @@ from schemas.updates import Update
 from tests.contract.conftest import Pin
 from worker import errors
 from worker.errors import MisconfiguredError, TransientError
-from worker.stores import ConnectorStore, migrations, open_store, sql, sqlite
+from worker.stores import (
+    ConnectorStore,
+    migrations,
+    open_store,
+    sql,
+    sql_merging,
+    sqlite_database,
+)
 from worker.stores.base import Connector
 from worker.stores.migrations import upgrade
-from worker.stores.rows import CONNECTORS
-from worker.stores.sql import RejectedError
+from worker.stores.sql_merging import RejectedError
+from worker.stores.tables import CONNECTORS
 
 NOBODY = 65534  # a user id without rights, for tests that run as root
 
@@ -214,7 +221,7 @@ async def test_commits_are_flushed_to_a_write_ahead_log(store: Any) -> None:
             assert found.scalar_one() == value
 
     def of_batches() -> dict[str, Any]:
-        with closing(store._batches._connect()) as opened:
+        with closing(store._driver._merging._connect()) as opened:
             return {name: opened.execute(f"PRAGMA {name}").fetchone()[0] for name in durable}
 
     assert await asyncio.to_thread(of_batches) == durable
@@ -262,13 +269,18 @@ async def test_only_changed_connectors_are_written(store: ConnectorStore, path: 
 
 async def test_closing_leaves_one_file_and_no_thread(path: Path) -> None:
     threads = set(threading.enumerate())
-    async with open_store(f"sqlite:///{path}") as store:
-        await asyncio.gather(*(store.get(str(n)) for n in range(20)))
+    for _ in range(20):  # the log stays if two connections are closed at the same time
+        async with open_store(f"sqlite:///{path}") as store:
+            await store.add(["a"])
+            await asyncio.gather(
+                store.apply([update("a", time.time_ns(), last_sync_error="x")]),
+                *(store.get(str(n)) for n in range(20)),
+            )
+        assert [p.name for p in path.parent.iterdir()] == ["store.db"]
     for thread in set(threading.enumerate()) - threads:
         if "asyncio" not in thread.name:  # the loop's own executor
             thread.join(timeout=5)
             assert not thread.is_alive()
-    assert [p.name for p in path.parent.iterdir()] == ["store.db"]
 
 
 # Locks
@@ -342,7 +354,7 @@ async def free_loop() -> AsyncIterator[None]:
 async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 0.5)
     async with open_store(f"sqlite:///{path}") as store:
         await store.add(["a"])
         with sqlite_shell(path) as shell:
@@ -358,7 +370,7 @@ async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
 async def test_a_file_locked_at_opening_is_transient_and_never_blocks_the_loop(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 0.5)
     with sqlite_shell(path) as shell:
         shell.execute("BEGIN EXCLUSIVE")
         async with free_loop():
@@ -413,7 +425,11 @@ def driver_errors() -> list[Exception]:
 
 
 def translation(error: Exception) -> BaseException:
-    with pytest.raises(Exception) as caught, sqlite.translated("sqlite:///x.db"):  # noqa: PT011
+    with (
+        pytest.raises(Exception) as caught,  # noqa: PT011
+        sqlite_database.translated("sqlite:///x.db"),
+        sql.driver_errors(),
+    ):
         raise error
     return caught.value
 
@@ -422,10 +438,12 @@ def test_no_error_of_the_driver_leaves_the_store() -> None:
     assert len(primary_codes()) > 25
     ours = (errors.LastSyncError, RejectedError, RuntimeError)
     for error in driver_errors():
+        error.__cause__ = ValueError("no active connection")  # as aiosqlite has it
         for raised in (error, DBAPIError("SELECT", {}, error)):
             found = translation(raised)
             assert isinstance(found, ours), (error, found)
             assert str(error) in str(found)
+            assert found.__cause__ is error
 
 
 @pytest.mark.parametrize(
@@ -461,18 +479,19 @@ async def test_a_connection_that_cannot_be_set_up_is_closed(
         opened.append(connection)
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr(sqlite, "_set_up", broken)
+    monkeypatch.setattr(sqlite_database, "set_up", broken)
     with pytest.raises(RuntimeError, match="database is locked"):
         await store.apply([update("a", 1, last_sync_error="x")])
+    thread = store._driver._merging._thread
     with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
-        await asyncio.wrap_future(store._batches._thread.submit(opened[0].execute, "SELECT 1"))
+        await asyncio.wrap_future(thread.submit(opened[0].execute, "SELECT 1"))
 
 
 async def test_a_disk_that_does_not_answer_is_transient(
     store: ConnectorStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.add(["a"])
-    monkeypatch.setattr(sql, "TRANSACTION_TIMEOUT", 0.1)
+    monkeypatch.setattr(sql_merging, "TRANSACTION_TIMEOUT", 0.1)
     with sqlite_shell(path) as shell:
         shell.execute("BEGIN IMMEDIATE")
         with pytest.raises(TransientError, match="did not answer in time"):
@@ -481,14 +500,14 @@ async def test_a_disk_that_does_not_answer_is_transient(
 
 def on_connecting(store: Any, do: Callable[[sqlite3.Connection], object]) -> None:
     """Do something to the connection by which batches will be merged."""
-    connect = store._batches._connect
+    connect = store._driver._merging._connect
 
     def connected() -> sqlite3.Connection:
         opened: sqlite3.Connection = connect()
         do(opened)
         return opened
 
-    store._batches._connect = connected
+    store._driver._merging._connect = connected
 
 
 @pytest.mark.parametrize(
@@ -523,7 +542,7 @@ async def test_a_poisonous_batch_costs_a_bisection(store: ConnectorStore, path: 
 async def test_a_bisection_that_is_cut_off_goes_on_where_it_was(store: Any) -> None:
     batch = [update("a", 1, last_sync_error="x"), update("b", 1, last_sync_error="\ud800")]
     await store.add(["a", "b"])
-    merge, sizes = store._batches.merge, []
+    merge, sizes = store._driver.merge, []
 
     async def cut_off(updates: list[Update]) -> Any:
         sizes.append(len(updates))
@@ -531,7 +550,7 @@ async def test_a_bisection_that_is_cut_off_goes_on_where_it_was(store: Any) -> N
             raise sqlite3.OperationalError("disk I/O error")
         return await merge(updates)
 
-    store._batches.merge = cut_off
+    store._driver.merge = cut_off
     with pytest.raises(RuntimeError, match="disk I/O error"):
         await store.apply(batch)
     assert sizes == [2, 1, 1]
@@ -627,6 +646,22 @@ NAMED = json.dumps(
         "absent": ["sync_cursor"],
     }
 )
+
+
+async def test_tables_of_another_program_that_came_meanwhile_are_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_wal = sqlite_database._use_wal
+
+    def beaten(connection: sqlite3.Connection, url: str) -> None:
+        use_wal(connection, url)
+        with sqlite_shell(path) as shell:
+            shell.execute("CREATE TABLE theirs (id)")
+
+    monkeypatch.setattr(sqlite_database, "_use_wal", beaten)
+    assert "another program's tables (theirs)" in await refusal(f"sqlite:///{path}")
+    with sqlite_shell(path) as shell:
+        assert shell.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
 
 
 async def test_a_migration_that_fails_leaves_nothing(

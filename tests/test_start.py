@@ -9,7 +9,8 @@ from tests.kafka import Kafka, Topics
 from tests.programs import Cli, Finished
 
 IMPORTED = re.compile(r"^import time: .*\| +([\w.]+)$", re.MULTILINE)
-STORES = {"aiosqlite", "alembic", "sqlalchemy", "asyncpg", "elasticsearch"}
+MANAGING = {"aiosqlite", "alembic", "sqlalchemy"}  # what a SQL store takes beside merging
+STORES = {*MANAGING, "asyncpg", "elasticsearch"}
 SERVERS = {"prometheus_client", "starlette", "uvicorn", "opentelemetry", "http"}
 LINES = {"rich", "structlog"}  # both are slow to import
 BROKER = {"aiokafka"}
@@ -108,6 +109,17 @@ async def test_what_talks_to_the_brokers_alone_imports_no_store(
 
 
 async def test_a_worker_imports_its_own_store_and_no_other(at_broker: Cli) -> None:
+    await at_broker("connectors", "add", "a", *STORE)
     found = await imported(at_broker, "run", "--drain", *STORE)
-    assert {"aiokafka", "sqlalchemy", "prometheus_client"} <= found
-    assert not found & {"asyncpg", "elasticsearch", "starlette", "uvicorn", "opentelemetry"}
+    assert {"aiokafka", "sqlite3", "prometheus_client"} <= found
+    others = {"asyncpg", "elasticsearch", "starlette", "uvicorn", "opentelemetry"}
+    assert not found & {*MANAGING, *others}
+
+
+async def test_a_replay_imports_what_merging_takes(at_broker: Cli) -> None:
+    await at_broker("publish", stdin=EVENT)
+    await at_broker("run", "--drain", *STORE)
+    await at_broker("connectors", "add", "c", *STORE)
+    found = await imported(at_broker, "dlq", "replay", "--all", "--yes", *STORE)
+    assert {"aiokafka", "sqlite3"} <= found
+    assert not found & {*MANAGING, *SERVERS, "prometheus_client"}

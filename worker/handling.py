@@ -16,7 +16,7 @@ from worker.errors import TransientError
 from worker.logs import get_logger
 from worker.metrics import Metrics
 from worker.pipeline import Origin
-from worker.stores.base import ConnectorStore
+from worker.stores.base import MergingStore
 from worker.variables import variable
 
 log = get_logger(__name__)
@@ -39,7 +39,7 @@ class Handler:
         self,
         *,
         origin: Origin,
-        store: ConnectorStore,
+        store: MergingStore,
         letters: Letters,
         breaker: Breaker,
         metrics: Metrics,
@@ -49,7 +49,7 @@ class Handler:
 
     @property
     def remote(self) -> bool:
-        """Whether there is time beside the store's work, see `ConnectorStore.remote`."""
+        """Whether there is time beside the store's work, see `MergingStore.remote`."""
         return self._store.remote
 
     async def classify(self, batch: Batch) -> None:

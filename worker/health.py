@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from worker.errors import LastSyncError
 from worker.metrics import Cause, Metrics
-from worker.stores.base import ConnectorStore
+from worker.stores.base import MergingStore
 from worker.watchdog import Watchdog
 
 LOOK_AT_STORE = 5.0  # seconds between looks
@@ -62,7 +62,7 @@ class Health:
             self.metrics.hold_ended(self.held.cause)
         self.held = None
 
-    async def watch(self, store: ConnectorStore) -> None:
+    async def watch(self, store: MergingStore) -> None:
         """Look at the store now and then: without events nothing else does."""
         while True:
             self._store_trouble = await _trouble(store)
@@ -109,7 +109,7 @@ class Health:
             yield f"the store cannot be reached: {self._store_trouble}"
 
 
-async def _trouble(store: ConnectorStore) -> str | None:
+async def _trouble(store: MergingStore) -> str | None:
     try:
         async with asyncio.timeout(STORE_TIMEOUT):
             await store.get(NOBODY)

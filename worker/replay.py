@@ -19,7 +19,7 @@ from worker.merge import Outcome
 from worker.open_letters import OpenLetter
 from worker.retry import backoff
 from worker.selection import UNREADABLE
-from worker.stores import ConnectorStore
+from worker.stores import MergingStore
 
 Done = TypeVar("Done")
 
@@ -66,7 +66,7 @@ class Replay:
     """
 
     letters: Letters
-    store: ConnectorStore
+    store: MergingStore
     topic: DeadLetterTopic | None
     signature: Signature
     other_stores: Collection[str] = ()  # whose letters may be replayed here
@@ -143,7 +143,7 @@ class Edited:
 async def apply_edited(
     letters: Sequence[OpenLetter],
     edited: Edited,
-    store: ConnectorStore,
+    store: MergingStore,
     topic: DeadLetterTopic | None,
     *,
     signature: Signature,

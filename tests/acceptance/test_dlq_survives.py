@@ -130,7 +130,7 @@ async def test_an_edit_closes_the_letter_in_every_partition_that_has_it(stack: S
 KILLED = """
 import os, signal, sys
 from worker.dead_letters import DeadLetterTopic
-from worker.stores.sql import SqlStore
+from worker.stores.sql_merging import SqlMergingStore
 
 async def half(self, tombstones):
     await close(self, tombstones[:len(tombstones) // 2])
@@ -145,7 +145,7 @@ def dying(call, *, before):
 
 step, close = sys.argv.pop(1), DeadLetterTopic.close
 if step.endswith("the store"):
-    SqlStore.apply = dying(SqlStore.apply, before=step.startswith("before"))
+    SqlMergingStore.apply = dying(SqlMergingStore.apply, before=step.startswith("before"))
 else:
     call = half if step.startswith("among") else close
     DeadLetterTopic.close = dying(call, before=step.startswith("before"))

@@ -110,14 +110,14 @@ async def bisection(rig: Rig, store: str) -> Result:
     problems = []
     async with open_store(url) as opened:
         await opened.add(names)
-        batches = cast("Any", opened)._batches
-        merge, sizes = batches.merge, []
+        driver = cast("Any", opened)._driver
+        merge, sizes = driver.merge, []
 
         async def noted(updates: Sequence[Update]) -> Any:
             sizes.append(len(updates))
             return await merge(updates)
 
-        batches.merge = noted
+        driver.merge = noted
         outcomes = await opened.apply([_update(name, n) for n, name in enumerate(names)])
         refused = [n for n, outcome in enumerate(outcomes) if outcome.name != "applied"]
         stored = {found.id: found.fields async for found in opened.connectors()}

@@ -27,7 +27,7 @@ from schemas.dead_letter import DeadLetter
 from schemas.updates import Update
 from worker import cli, merge, stores
 from worker.dead_letters import DeadLetterTopic
-from worker.stores import postgresql_batches
+from worker.stores import postgresql_driver
 
 POINTS = (
     "after_poll",
@@ -145,17 +145,17 @@ def install(faults: Faults) -> None:
     _watch_letters(faults)
     if faults.bug == "lock_not_taken":
         event.listen(Engine, "before_cursor_execute", _without_lock, retval=True)
-        vars(postgresql_batches)["_SELECT"] = _unlocked(postgresql_batches._SELECT)
+        vars(postgresql_driver)["_SELECT"] = _unlocked(postgresql_driver._SELECT)
     if faults.bug == "reset_forgotten":
         vars(merge)["registered"] = lambda _: merge.State(fields={}, stamps={})
-    opened = vars(stores)["open_store"]
+    opened = vars(stores)["open_merging_store"]
 
     @asynccontextmanager
     async def watched(*args: Any, **more: Any) -> AsyncIterator[Store]:
         async with opened(*args, **more) as store:
             yield Store(store, faults)
 
-    vars(stores)["open_store"] = watched
+    vars(stores)["open_merging_store"] = watched
 
 
 def _without_lock(*call: Any) -> tuple[str, Any]:

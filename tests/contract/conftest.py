@@ -95,7 +95,7 @@ class Pin:
     @contextmanager
     def on(self, store: Any) -> Iterator[None]:
         """Pin the store's next call that loads; `release` lets it go on."""
-        parts = [store, getattr(store, "_batches", store)]
+        parts = [store, getattr(store, "_driver", store)]
         loads = [part._load for part in parts]
         loop = asyncio.get_running_loop()
 

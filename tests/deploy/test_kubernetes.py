@@ -14,7 +14,7 @@ from tests.deploy.conftest import DEPLOY, Run
 from tests.deploy.manifests import Manifest, validate
 from worker.app import running
 from worker.settings import Settings
-from worker.stores import postgresql
+from worker.stores import postgresql_database
 from worker.variables import variable
 
 FOLDER = DEPLOY / "kubernetes"
@@ -249,7 +249,7 @@ def test_the_grace_time_holds_the_pre_stop_the_drain_and_the_farewells(
         container["lifecycle"]["preStop"]["sleep"]["seconds"]
         + float(environment(container)["LAST_SYNC_SHUTDOWN_SECONDS"])
         + running.CLEANUP_TIMEOUT
-        + postgresql.CLOSE_TIMEOUT
+        + postgresql_database.CLOSE_TIMEOUT
     )
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace >= needed + MARGIN
@@ -259,7 +259,7 @@ def test_the_worker_has_the_time_for_a_statement_of_the_store_when_it_stops(
     built: dict[str, list[Manifest]],
 ) -> None:
     _, container = worker(built)
-    assert "statement_timeout = '15s'" in postgresql.SESSION
+    assert "statement_timeout = '15s'" in postgresql_database.SESSION
     assert float(environment(container)["LAST_SYNC_SHUTDOWN_SECONDS"]) >= 15
 
 

@@ -641,13 +641,9 @@ async def test_an_idle_worker_at_the_end_of_its_topic_is_not_given_up(
 
 async def limit(store: Any, *, pages: int) -> None:
     """Let the file that batches are merged into have so many pages."""
-    batches = store._batches
-
-    def limit() -> None:
-        batches._connection = batches._connection or batches._connect()
-        batches._connection.execute(f"PRAGMA max_page_count = {pages}")
-
-    await asyncio.get_running_loop().run_in_executor(batches._thread, limit)
+    await store._driver._merging.do(
+        lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").close()
+    )
 
 
 async def test_a_full_disk_is_waited_for_and_makes_no_dead_letter(

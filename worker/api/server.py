@@ -20,7 +20,8 @@ from worker.api.openapi import DOCUMENT, PAGE
 from worker.errors import LastSyncError, TransientError
 from worker.logs import get_logger
 from worker.stores.base import Wanted
-from worker.stores.sql import IndexNameTakenError, RejectedError, SqlStore
+from worker.stores.sql import IndexNameTakenError, SqlStore
+from worker.stores.sql_merging import RejectedError
 
 COMPRESSION = 3  # Elasticsearch's; while it lasts, nobody else is answered
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")  # the order in which they are listed

@@ -8,7 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from worker import kafka, topics
-from worker.app.stores import opened
+from worker.app.stores import opened_for_merging
 from worker.errors import LastSyncError
 from worker.settings import Settings
 from worker.topics import Verdict
@@ -56,7 +56,7 @@ async def _check_group(
 
 async def _check_store(settings: Settings) -> Verdict:
     try:
-        async with opened(settings) as store:
+        async with opened_for_merging(settings) as store:
             return Verdict(name="store", ok=True, text=await store.describe())
     except LastSyncError as error:
         return Verdict(name="store", ok=False, text=str(error))

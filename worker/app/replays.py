@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
-from worker.app.stores import opened
+from worker.app.stores import opened_for_merging
 from worker.dead_letters import ANY_SIZE, DeadLetterTopic
 from worker.open_letters import OpenLetter, OpenLetters
 from worker.replay import Edited, Replay, Result, Signature, apply_edited, close, patiently
@@ -25,7 +25,7 @@ async def replay(
     """Run the letters against the store, and close those that it settles; or say what would be."""
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(stopping())
-        store = await stack.enter_async_context(opened(settings, make=False))
+        store = await stack.enter_async_context(opened_for_merging(settings, make=False))
         topic = None
         if not dry_run:
             topic = await stack.enter_async_context(DeadLetterTopic.opened(settings, ANY_SIZE))
@@ -69,7 +69,7 @@ async def edit(
 ) -> Result:
     """Apply an edited letter and close all of that id, or change nothing."""
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(opened(settings, make=False))
+        store = await stack.enter_async_context(opened_for_merging(settings, make=False))
         topic = None
         if not dry_run:
             topic = await stack.enter_async_context(DeadLetterTopic.opened(settings, ANY_SIZE))

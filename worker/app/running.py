@@ -21,7 +21,7 @@ from worker.metrics import Metrics
 from worker.pipeline import Origin
 from worker.settings import Settings, tracing_wanted
 from worker.signals import stopping
-from worker.stores import ConnectorStore
+from worker.stores import MergingStore
 from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
@@ -47,7 +47,7 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
         health = Health(metrics=Metrics(VERSION), watchdog=watchdog, stop=stop)
         trace = await stack.enter_async_context(_tracing(settings))
         served = await _serve_health(stack, settings, health)
-        store = await stack.enter_async_context(stores.opened(settings))
+        store = await stack.enter_async_context(stores.opened_for_merging(settings))
         settle_memory()
         side = [*served, *(await _watch_store(stack, health, store) if served else [])]
         work = asyncio.create_task(
@@ -124,7 +124,7 @@ async def _serve_health(
 
 
 async def _watch_store(
-    stack: AsyncExitStack, health: Health, store: ConnectorStore
+    stack: AsyncExitStack, health: Health, store: MergingStore
 ) -> list[asyncio.Task[None]]:
     task = asyncio.create_task(health.watch(store), name="store-watch")
 
@@ -153,7 +153,7 @@ async def _tracing(settings: Settings) -> AsyncIterator[consumer.Trace]:
 
 async def consume(
     settings: Settings,
-    store: ConnectorStore,
+    store: MergingStore,
     stop: asyncio.Event,
     watchdog: Watchdog,
     *,

@@ -5,17 +5,33 @@ from contextlib import AbstractAsyncContextManager
 
 from worker import stores
 from worker.settings import Settings
-from worker.stores import Connector, ConnectorStore, Difference, ElasticsearchAccess
+from worker.stores import (
+    Connector,
+    ConnectorStore,
+    Difference,
+    ElasticsearchAccess,
+    MergingStore,
+)
 
 
-def opened(settings: Settings, *, make: bool = True) -> AbstractAsyncContextManager[ConnectorStore]:
+def opened(settings: Settings) -> AbstractAsyncContextManager[ConnectorStore]:
+    return stores.open_store(settings.required_store_url(), _access(settings))
+
+
+def opened_for_merging(
+    settings: Settings, *, make: bool = True
+) -> AbstractAsyncContextManager[MergingStore]:
+    url = settings.required_store_url()
+    return stores.open_merging_store(url, _access(settings), make=make)
+
+
+def _access(settings: Settings) -> ElasticsearchAccess:
     key = settings.elasticsearch_api_key
-    access = ElasticsearchAccess(
+    return ElasticsearchAccess(
         api_key=key.get_secret_value() if key else None,
         cafile=settings.elasticsearch_cafile,
         concurrency=settings.elasticsearch_concurrency,
     )
-    return stores.open_store(settings.required_store_url(), access, make=make)
 
 
 async def upgrade_store(settings: Settings) -> str:

@@ -74,6 +74,15 @@ def checked_id(text: str) -> str:
         ) from None
 
 
+def encodable(text: str) -> str:
+    """Refuse what came as other bytes than UTF-8; a store may hold ids that are not `checked`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter(f"{text[:80]!r} is not UTF-8", param_hint="ID") from None
+    return text
+
+
 @connectors.command("list", epilog=example("last-sync connectors list --json"))
 @store_setting
 @as_json
@@ -132,7 +141,7 @@ def connectors_show(*, connector_id: str, as_json: bool, **given: Any) -> None:
     """Show one connector's last-sync stats."""
     from worker.app import stores
 
-    found = run_async(stores.connector(loaded(given), connector_id))
+    found = run_async(stores.connector(loaded(given), encodable(connector_id)))
     if found is None:
         raise LastSyncError(f"connector {connector_id!r} is not registered in this store")
     if as_json:
@@ -152,8 +161,9 @@ def connectors_delete(*, ids: tuple[str, ...], as_json: bool, **given: Any) -> N
     """Delete connectors; events for them become dead letters until they are registered again."""
     from worker.app import stores
 
-    deleted = run_async(stores.delete_connectors(loaded(given), ids))
-    for connector_id, done in zip(ids, deleted, strict=True):
+    wanted = [encodable(text) for text in ids]
+    deleted = run_async(stores.delete_connectors(loaded(given), wanted))
+    for connector_id, done in zip(wanted, deleted, strict=True):
         if as_json:
             put({"id": connector_id, "deleted": done})
         else:

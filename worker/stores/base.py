@@ -60,13 +60,15 @@ class ElasticsearchAccess:
     concurrency: int = 16  # requests in flight
 
 
-class ConnectorStore(Protocol):
+class MergingStore(Protocol):
     """Connectors, their last-sync fields, and the stamps that decide who may change them.
+
+    This much the worker and a replay need; a `ConnectorStore` does more, under the same promises.
 
     `tests/contract/` tries each promise on every store; each store's own tests try its errors.
 
-    Order: outcomes, and the answers of `add` and `delete`, come in the order of what was given,
-    one for each, and are those of handling one at a time in that order.
+    Order: outcomes come in the order of the updates, one for each, and are those of handling one
+    at a time in that order.
     Idempotency: applying an update again changes nothing; it is then `duplicate` or `superseded`.
     Atomicity: a call's changes are visible to others, and durable, all together or not at all,
     and never before it returns or raises. Two writers of one connector lose nothing.
@@ -101,14 +103,24 @@ class ConnectorStore(Protocol):
     async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
         """Give the outcomes that `apply` would give now, rejections aside; write nothing."""
 
+    async def get(self, connector_id: str) -> Connector | None:
+        """Read one connector; None when it is unknown or deleted."""
+
+    async def describe(self) -> str:
+        """Name the engine, its version, the schema and the store's id, in one line."""
+
+
+class ConnectorStore(MergingStore, Protocol):
+    """A store whose connectors can be managed, too.
+
+    The answers of `add` and `delete` have the order that outcomes have.
+    """
+
     async def add(self, connector_ids: Sequence[str]) -> list[bool]:
         """Register the connectors; true for each that was not live before, false where it was."""
 
     async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
         """Reset the connectors and keep their tombstones; true for each that was live."""
-
-    async def get(self, connector_id: str) -> Connector | None:
-        """Read one connector; None when it is unknown or deleted."""
 
     def connectors(self) -> AsyncIterator[Connector]:
         """Read the live connectors in the code-point order of their ids.
@@ -119,6 +131,3 @@ class ConnectorStore(Protocol):
 
     def verify(self, *, repair: bool) -> AsyncIterator[Difference]:
         """Find what a crash left behind where values are kept twice, and with `repair` mend it."""
-
-    async def describe(self) -> str:
-        """Name the engine, its version, the schema and the store's id, in one line."""

@@ -13,56 +13,25 @@ bit in a sixth number too: a reset took the value, but the event's stamp is late
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from itertools import repeat
 from typing import Any
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import BigInteger, Boolean, Column, MetaData, Table, Text
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.types import TypeEngine
 
-from schemas.last_sync import LAST_SYNC_FIELDS, LAST_SYNC_TIMES
+from schemas.last_sync import LAST_SYNC_FIELDS
 from schemas.updates import Stamp, Update
 from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, RESET_RANK, Outcome, State, fold
-from worker.stores.base import Registration
 
-# SQLite keeps as text what PostgreSQL has types for, and compares text by code point anyway.
-ID = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-TIME = Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
-JSON = Text().with_variant(postgresql.JSON(), "postgresql")
-
+TABLE = "connectors"
+STORE_TABLE = "connector_store"
+STATE = ("id", *LAST_SYNC_FIELDS, "stamps", "deleted_at")  # columns that hold a state
 COUNTS = ("last_deleted_document_count", "last_indexed_document_count")
-
-_TYPES: dict[str, TypeEngine[Any]] = {
-    **dict.fromkeys(COUNTS, BigInteger()),
-    "sync_cursor": JSON,
-    **dict.fromkeys(LAST_SYNC_TIMES, TIME),
-}
-
-_METADATA = MetaData()
-
-STORE = Table("connector_store", _METADATA, Column("id", Text, primary_key=True))
-CONNECTORS = Table(
-    "connectors",
-    _METADATA,
-    Column("id", ID, primary_key=True),
-    *(Column(field, _TYPES.get(field, Text())) for field in LAST_SYNC_FIELDS),
-    Column("stamps", JSON, nullable=False),
-    Column("deleted_at", TIME),
-    *(
-        Column(field.name, Boolean() if field.name == "is_native" else ID)
-        for field in fields(Registration)
-    ),
-)
-REGISTRATION = [CONNECTORS.c[field.name] for field in fields(Registration)]
-STATE = [column for column in CONNECTORS.c if column not in set(REGISTRATION)]
 
 Row = Sequence[Any]  # values in the order of STATE, times as UTC text
 Change = tuple[tuple[str, ...], Row]  # columns; their values in a row, then its stamps and its id
 
-MERGING = [CONNECTORS.c.id, CONNECTORS.c.stamps, CONNECTORS.c.deleted_at.is_not(None)]
+MERGING = f"{TABLE}.id, stamps, deleted_at IS NOT NULL"  # all that merging reads
 _GROUP = 5  # elements of a group without absent values
 _NEVER = -(2**63)  # before every time
 _APPLIED = repeat(APPLIED)
@@ -88,7 +57,7 @@ BITS = {
     )
 }
 
-_PLACES = {column.name: place for place, column in enumerate(STATE)}
+_PLACES = {name: place for place, name in enumerate(STATE)}
 
 
 def row_of(connector_id: str, state: State, deleted_at: str | None) -> Row:
@@ -172,7 +141,7 @@ def assignment(column: str, new: str, bits: str | None) -> str:
     """Give the SQL that sets a column, in mixed rows if its bit is there."""
     if bits is None:
         return f"{column} = {new}"
-    old = f"{CONNECTORS.name}.{column}"
+    old = f"{TABLE}.{column}"
     return f"{column} = CASE WHEN {bits} & {BITS[column]} <> 0 THEN {new} ELSE {old} END"
 
 

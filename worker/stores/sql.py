@@ -1,22 +1,21 @@
-"""Connectors in a SQL database: one row each, read and written a batch at a time.
+"""Connectors in a SQL database: one row each; all that is done beside merging.
 
 What differs between databases is in a `Dialect`; the statements are SQLAlchemy Core.
 """
 
 import asyncio
 import re
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import JsonValue
-from pydantic_core import PydanticSerializationError
 from sqlalchemy import (
     ColumnElement,
-    Select,
     Table,
     and_,
     bindparam,
@@ -26,37 +25,17 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from schemas.updates import Update
-from worker.merge import (
-    Outcome,
-    State,
-    delete_batch,
-    deleted,
-    fold_batch,
-    put,
-    register_batch,
-    registered,
-)
+from worker.merge import State, delete_batch, deleted, put, register_batch, registered
+from worker.stores import sql_merging
 from worker.stores.base import Connector, Difference, Registration, Wanted
-from worker.stores.rows import (
-    CONNECTORS,
-    MERGING,
-    REGISTRATION,
-    STATE,
-    Row,
-    merging_state_of,
-    row_of,
-    state_of,
-)
+from worker.stores.rows import Row, row_of, state_of
+from worker.stores.sql_merging import Database, RejectedError, SqlMergingStore
+from worker.stores.tables import CONNECTORS, REGISTRATION, STATE
 
 PAGE = 500  # connectors read at once by a listing
-TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
-
-
-class RejectedError(Exception):
-    """The database refuses this very content; `apply` makes an outcome of it."""
 
 
 class IndexNameTakenError(Exception):
@@ -67,98 +46,34 @@ class IndexNameTakenError(Exception):
 class Dialect:
     """What one database does in its own way."""
 
-    name: str
-    remote: bool
-    most: int  # updates at once: a batch, of which there are two in memory with a remote one
-    version: str  # the statement that asks for it
     begin_read: str | None  # None: the driver begins by itself
     begin_write: str | None
     begin_add: str | None  # no row can be locked before it is there
-    turn: AbstractAsyncContextManager[Any]  # entered by this process's writers
     insert: Callable[[Table], Any]  # with `on_conflict_do_update`
     has_id: ColumnElement[bool]  # is the row's id among `:ids`?
     ids: Callable[[Iterable[str]], Any]  # the value of `:ids`
     then: str  # the regular expression for "any text, and then {}"
     sent: Callable[[Row], Row]  # a row of `rows.row_of`, as the driver takes it
     received: Callable[[Row], Row]  # and back
-    errors: Callable[[], AbstractContextManager[None]]  # the driver's errors become ours
-    refusals: tuple[type[Exception], ...]  # that the driver raises for content it cannot send
 
 
-class Batches(Protocol):
-    """Merges updates in one transaction, by the driver alone, whose errors come as they are."""
+class SqlStore(SqlMergingStore):
+    """A `ConnectorStore` in a SQL database."""
 
-    async def merge(self, updates: Sequence[Update]) -> list[Outcome]: ...
-
-
-class SqlStore:
-    """A `ConnectorStore` in a SQL database whose schema is up to date."""
-
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        dialect: Dialect,
-        *,
-        batches: Batches,
-        store_id: str,
-        revision: str,
-    ) -> None:
+    def __init__(self, database: Database, engine: AsyncEngine, dialect: Dialect) -> None:
+        super().__init__(database)
         self._engine = engine
         self._dialect = dialect
-        self._batches = batches
-        self._store_id = store_id
-        self._revision = revision
-        self._refusals: tuple[type[Exception], ...] = (
-            PydanticSerializationError,
-            *dialect.refusals,
-        )
         names = [column.name for column in STATE]
         upsert = _upsert(dialect).compile(dialect=engine.dialect, column_keys=names)
         self._upsert = upsert.string
-        self._select = select(*STATE).where(dialect.has_id)
-        self._select_stamps = select(*MERGING).where(dialect.has_id)
+        found = select(*STATE).where(dialect.has_id)
         # In one order everywhere: two writers would else wait for each other, each with one row.
-        self._lock = self._select.order_by(CONNECTORS.c.id).with_for_update()
-
-    @property
-    def remote(self) -> bool:
-        return self._dialect.remote
-
-    @property
-    def most(self) -> int:
-        return self._dialect.most
-
-    @property
-    def store_id(self) -> str:
-        return self._store_id
-
-    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
-        if not updates:
-            return []
-        try:
-            return await self._merged(updates)
-        except RejectedError as error:
-            if len(updates) == 1:
-                return [Outcome("rejected", str(error))]
-        half = len(updates) // 2
-        return await self.apply(updates[:half]) + await self.apply(updates[half:])
-
-    async def _merged(self, updates: Sequence[Update]) -> list[Outcome]:
-        with self._dialect.errors():
-            try:
-                async with self._dialect.turn, asyncio.timeout(TRANSACTION_TIMEOUT):
-                    return await self._batches.merge(updates)
-            except self._refusals as error:
-                raise RejectedError(str(error)) from error
-
-    async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
-        async with self._reading() as connection:
-            rows = await self._rows(connection, self._select_stamps, _ids(updates))
-        return fold_batch({row[0]: merging_state_of(row) for row in rows}, updates)[1]
+        self._lock = found.order_by(CONNECTORS.c.id).with_for_update()
 
     async def add(self, connector_ids: Sequence[str]) -> list[bool]:
         async with self._writing(self._dialect.begin_add) as connection:
-            states = self._states(await self._load(connection, connector_ids, self._lock))
+            states = await self._load(connection, connector_ids)
             changed, answers = register_batch(states, connector_ids)
             await self._write(connection, changed)
             return answers
@@ -166,19 +81,11 @@ class SqlStore:
     async def delete(self, connector_ids: Sequence[str]) -> list[bool]:
         now = time.time_ns() // 1000
         async with self._writing() as connection:
-            states = self._states(await self._load(connection, connector_ids, self._lock))
+            states = await self._load(connection, connector_ids)
             changed, answers = delete_batch(states, connector_ids, now)
             await self._write(connection, changed, deleted_at=_text_of(now))
             await self._describe(connection, changed, Registration())
             return answers
-
-    async def get(self, connector_id: str) -> Connector | None:
-        async with self._reading() as connection:
-            rows = await self._rows(connection, self._select, [connector_id])
-        state = self._states(rows).get(connector_id)
-        if state is None or state.deleted:
-            return None
-        return Connector(id=connector_id, fields=state.fields)
 
     async def connectors(self) -> AsyncIterator[Connector]:
         page = (
@@ -200,8 +107,7 @@ class SqlStore:
     ) -> bool | None:
         """Set the fields as `merge.put` does; true where a value changed, None where no one is."""
         async with self._writing() as connection:
-            rows = await self._load(connection, [connector_id], self._lock)
-            state = self._states(rows).get(connector_id)
+            state = (await self._load(connection, [connector_id])).get(connector_id)
             if state is None or state.deleted:
                 return None
             after, changed = put(state, connector_id, fields, time.time_ns() // 1000)
@@ -216,8 +122,7 @@ class SqlStore:
         """
         async with self._writing(self._dialect.begin_add) as connection:
             await self._refuse_taken(connection, connector_id, registration.index_name)
-            rows = await self._load(connection, [connector_id], self._lock)
-            state = self._states(rows).get(connector_id)
+            state = (await self._load(connection, [connector_id])).get(connector_id)
             new = state is None
             if state is not None and not state.deleted:
                 state = deleted(state, time.time_ns() // 1000)
@@ -296,27 +201,12 @@ class SqlStore:
         return  # values and stamps stand in one row
         yield
 
-    async def describe(self) -> str:
-        async with self._reading() as connection:
-            version = (await connection.exec_driver_sql(self._dialect.version)).scalar_one()
-        name = self._dialect.name
-        return f"{name} {version}, schema {self._revision}, store {self._store_id}"
-
     async def _load(
-        self, connection: AsyncConnection, connector_ids: Iterable[str], query: Select[Any]
-    ) -> Sequence[Row]:
+        self, connection: AsyncConnection, connector_ids: Iterable[str]
+    ) -> dict[str, State]:
         """Read what is about to be written, and keep other writers out until the end."""
-        return await self._rows(connection, query, connector_ids)
-
-    async def _rows(
-        self, connection: AsyncConnection, query: Select[Any], connector_ids: Iterable[str]
-    ) -> Sequence[Row]:
-        found = await connection.execute(query, {"ids": self._dialect.ids(connector_ids)})
-        rows: Sequence[Row] = found.all()
-        return rows
-
-    def _states(self, rows: Iterable[Row]) -> dict[str, State]:
-        return {row[0]: self._state_of(row) for row in rows}
+        found = await connection.execute(self._lock, {"ids": self._dialect.ids(connector_ids)})
+        return {row[0]: self._state_of(row) for row in found}
 
     def _state_of(self, row: Row) -> State:
         return state_of(self._dialect.received(row))
@@ -329,7 +219,7 @@ class SqlStore:
     ) -> None:
         if not states:
             return
-        with self._dialect.errors():
+        with self._errors(), driver_errors():
             try:
                 sent = self._dialect.sent
                 rows = [sent(row_of(id_, state, deleted_at)) for id_, state in states.items()]
@@ -343,20 +233,33 @@ class SqlStore:
     @asynccontextmanager
     async def _writing(self, begin: str | None = None) -> AsyncIterator[AsyncConnection]:
         begin = begin or self._dialect.begin_write
-        async with self._dialect.turn, self._transaction(begin) as connection:
+        async with self._driver.turn, self._transaction(begin) as connection:
             yield connection
 
     @asynccontextmanager
     async def _transaction(self, begin: str | None) -> AsyncIterator[AsyncConnection]:
-        with self._dialect.errors():
-            async with asyncio.timeout(TRANSACTION_TIMEOUT), self._engine.begin() as connection:
+        with self._errors(), driver_errors():
+            async with (
+                asyncio.timeout(sql_merging.TRANSACTION_TIMEOUT),
+                self._engine.begin() as connection,
+            ):
                 if begin is not None:
                     await connection.exec_driver_sql(begin)
                 yield connection
 
 
-def _ids(updates: Sequence[Update]) -> set[str]:
-    return {update.connector_id for update in updates}
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Raise the driver's errors in place of SQLAlchemy's, which wrap them."""
+    try:
+        yield
+    except DBAPIError as error:
+        found: BaseException | None = error.orig
+        if found is None:
+            raise
+        if not isinstance(found, (sqlite3.Error, sqlite3.Warning)) and found.__cause__:
+            found = found.__cause__  # asyncpg's are wrapped twice
+        raise found from None  # they already have each other for a cause
 
 
 def _registration(values: Row) -> Registration:

@@ -1,12 +1,16 @@
 """Runs the steps that a database still lacks, with Alembic."""
 
+import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, StaticPool, create_engine
+
+from worker.stores.sql import driver_errors
 
 _ALEMBIC = threading.Lock()  # it keeps the migration at hand in global variables
 
@@ -25,3 +29,13 @@ def upgrade(connection: Connection, to: str = "head") -> None:
             command.upgrade(config, to)
     except CommandError as error:
         raise UnknownRevisionError(str(error)) from error
+
+
+def upgrade_sqlite(connection: sqlite3.Connection, check: Callable[[], object]) -> None:
+    """Run the lacking steps in a transaction, while no other process does, if the check passes."""
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+    with driver_errors(), engine.connect() as migrating:
+        migrating.exec_driver_sql("BEGIN IMMEDIATE")
+        check()
+        upgrade(migrating)
+        migrating.commit()

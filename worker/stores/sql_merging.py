@@ -1,0 +1,122 @@
+"""A SQL database as the worker needs it, through its driver alone.
+
+Through SQLAlchemy a batch of a few updates would take twice as long, and every worker 20 MB.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic_core import PydanticSerializationError
+
+from schemas.updates import Update
+from worker.merge import Outcome, fold_batch
+from worker.stores.base import Connector
+from worker.stores.migrations import HEAD
+from worker.stores.rows import Row, merging_state_of, state_of
+
+TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
+
+
+class RejectedError(Exception):
+    """The database refuses this very content; `apply` makes an outcome of it."""
+
+
+class Driver(Protocol):
+    """One database's driver; its errors come as they are.
+
+    A call that is cancelled while it merges has stored all or nothing.
+    """
+
+    name: str
+    remote: bool
+    most: int  # updates at once: a batch, of which there are two in memory with a remote one
+    refusals: tuple[type[Exception], ...]  # raised for content that cannot be sent
+    turn: AbstractAsyncContextManager[Any]  # entered by this process's writers
+
+    async def merge(self, updates: Sequence[Update]) -> list[Outcome]:
+        """Merge in one transaction."""
+
+    async def stamps(self, connector_ids: Collection[str]) -> Sequence[Row]:
+        """Read rows of `rows.MERGING`, and wait for no writer."""
+
+    async def row(self, connector_id: str) -> Row | None:
+        """Read a row of `rows.STATE`, and wait for no writer."""
+
+    async def version(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """A database that is open, its schema up to date."""
+
+    driver: Driver
+    store_id: str
+    errors: Callable[[], AbstractContextManager[None]]  # the driver's become this package's
+
+
+class SqlMergingStore:
+    """A `MergingStore` in a SQL database."""
+
+    def __init__(self, database: Database) -> None:
+        self._driver = database.driver
+        self._store_id = database.store_id
+        self._errors = database.errors
+        self._refusals: tuple[type[Exception], ...] = (
+            PydanticSerializationError,
+            *database.driver.refusals,
+        )
+
+    @property
+    def remote(self) -> bool:
+        return self._driver.remote
+
+    @property
+    def most(self) -> int:
+        return self._driver.most
+
+    @property
+    def store_id(self) -> str:
+        return self._store_id
+
+    async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
+        if not updates:
+            return []
+        try:
+            return await self._merged(updates)
+        except RejectedError as error:
+            if len(updates) == 1:
+                return [Outcome("rejected", str(error))]
+        half = len(updates) // 2
+        return await self.apply(updates[:half]) + await self.apply(updates[half:])
+
+    async def _merged(self, updates: Sequence[Update]) -> list[Outcome]:
+        with self._errors():
+            try:
+                async with self._driver.turn, asyncio.timeout(TRANSACTION_TIMEOUT):
+                    return await self._driver.merge(updates)
+            except self._refusals as error:
+                raise RejectedError(str(error)) from error
+
+    async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
+        with self._errors():
+            async with asyncio.timeout(TRANSACTION_TIMEOUT):
+                rows = await self._driver.stamps({update.connector_id for update in updates})
+        return fold_batch({row[0]: merging_state_of(row) for row in rows}, updates)[1]
+
+    async def get(self, connector_id: str) -> Connector | None:
+        with self._errors():
+            async with asyncio.timeout(TRANSACTION_TIMEOUT):
+                row = await self._driver.row(connector_id)
+        state = None if row is None else state_of(row)
+        if state is None or state.deleted:
+            return None
+        return Connector(id=connector_id, fields=state.fields)
+
+    async def describe(self) -> str:
+        with self._errors():
+            async with asyncio.timeout(TRANSACTION_TIMEOUT):
+                version = await self._driver.version()
+        return f"{self._driver.name} {version}, schema {HEAD}, store {self._store_id}"
