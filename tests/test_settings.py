@@ -55,7 +55,7 @@ def test_an_empty_variable_counts_as_not_set(
     monkeypatch.setenv("LAST_SYNC_KAFKA_GROUP_ID", "")
     found = settings.load()
     assert (found.kafka_topic, found.kafka_group_id) == ("file", "last-sync-worker")
-    assert found.batch_size == 12_000
+    assert found.batch_size == 22_000
 
 
 def test_names_are_understood_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:

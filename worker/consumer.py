@@ -34,7 +34,7 @@ SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the ba
 COMMIT_TIMEOUT = 5.0  # seconds
 # Bytes of a broker's answer, about: mostly a batch. All are of one partition, if it has so many,
 # for events of a connector share a key. With a remote store the next batch is in memory, too.
-FETCH, FETCH_AHEAD = 4_608 * 1024, 3_584 * 1024
+FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy

@@ -115,10 +115,10 @@ class Settings(BaseModel):
         None, description="Keys that callers of the API may use, comma-separated"
     )
     batch_size: int = Field(
-        12_000,
+        22_000,
         ge=1,
-        le=12_000,
-        description="Most records in one batch; with PostgreSQL 9,000 at most, "
+        le=22_000,
+        description="Most records in one batch; with PostgreSQL 12,500 at most, "
         "with Elasticsearch 4,000",
     )
     flood_window: int = Field(

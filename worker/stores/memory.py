@@ -19,7 +19,7 @@ async def open_memory() -> AsyncIterator["MemoryStore"]:
     yield MemoryStore()
 
 
-MOST = 12_000
+MOST = 22_000
 
 
 class MemoryStore:

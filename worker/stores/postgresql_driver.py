@@ -70,7 +70,7 @@ class PostgresqlDriver:
 
     name = "PostgreSQL"
     remote = True
-    most = 9_000
+    most = 12_500
     refusals: tuple[type[Exception], ...] = ()
 
     def __init__(self, *, merging: Line, reading: Line) -> None:

@@ -57,7 +57,7 @@ class SqliteDriver:
 
     name = "SQLite"
     remote = False
-    most = 12_000
+    most = 22_000
     refusals: tuple[type[Exception], ...] = (OverflowError, UnicodeEncodeError)
 
     def __init__(self, *, merging: Line, reading: Line) -> None:
