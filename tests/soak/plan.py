@@ -19,7 +19,7 @@ PROBED = 16  # connectors that probes take turns with
 class Plan:
     minutes: float = 60.0
     warm_up: float = 20.0  # minutes
-    rounds: int = 2  # of all faults, in the warm-up: memory has to have been where they take it
+    rounds: int = 5  # of all faults, in the warm-up: memory has to have been where they take it
     every: float = 180.0  # seconds from one fault to the next, after the warm-up
     period: float = 60.0  # seconds over which delays are summed up; quiet, or not
     rate: int = 2_000  # events a second

@@ -26,18 +26,20 @@ class Sample:
 
 
 async def sample(schedule: Schedule, pid: int, probes: Probes) -> Sample:
+    process, at = Path(f"/proc/{pid}"), schedule.now
+    state, rollup = _kilobytes(process / "status"), _kilobytes(process / "smaps_rollup")
+    fds, cpu = sum(1 for _ in (process / "fd").iterdir()), _cpu(process)
+    # Last: an answer takes a thread and a descriptor, which may be there a moment longer.
     status, text = await probes.get("/metrics")
     metrics = parsed(text) if status == 200 else {}
-    process = Path(f"/proc/{pid}")
-    state, rollup = _kilobytes(process / "status"), _kilobytes(process / "smaps_rollup")
     return Sample(
-        at=schedule.now,
+        at=at,
         rss=state["VmRSS"] / 1024,
         pss=rollup["Pss"] / 1024,
         private=(rollup["Private_Clean"] + rollup["Private_Dirty"]) / 1024,
-        fds=sum(1 for _ in (process / "fd").iterdir()),
+        fds=fds,
         threads=state["Threads"],
-        cpu=_cpu(process),
+        cpu=cpu,
         lag=_sum(metrics, "last_sync_consumer_lag_records"),
         events=_sum(metrics, "last_sync_events_total"),
     )

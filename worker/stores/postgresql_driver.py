@@ -16,7 +16,7 @@ from schemas.updates import Update
 from worker.merge import Outcome
 from worker.stores.rows import COUNTS, MERGING, STATE, TABLE, Merging, Row, assignment, one_shape
 
-PART = 2_500  # connectors whose rows are in memory at once
+PART = 500  # connectors at once: asyncpg never frees its first 2,000 records, wherever they lie
 
 _STAMPS = f"SELECT {MERGING} FROM {TABLE} WHERE id = ANY($1::text[])"  # noqa: S608  # nosec B608
 # Locked in one order everywhere: two writers would else wait for each other, each with one row.
