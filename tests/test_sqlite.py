@@ -33,6 +33,7 @@ from worker.stores import (
     sql,
     sql_merging,
     sqlite_database,
+    sqlite_driver,
 )
 from worker.stores.base import Connector
 from worker.stores.migrations import upgrade
@@ -269,18 +270,34 @@ async def test_only_changed_connectors_are_written(store: ConnectorStore, path: 
 
 async def test_closing_leaves_one_file_and_no_thread(path: Path) -> None:
     threads = set(threading.enumerate())
-    for _ in range(20):  # the log stays if two connections are closed at the same time
-        async with open_store(f"sqlite:///{path}") as store:
-            await store.add(["a"])
-            await asyncio.gather(
-                store.apply([update("a", time.time_ns(), last_sync_error="x")]),
-                *(store.get(str(n)) for n in range(20)),
-            )
-        assert [p.name for p in path.parent.iterdir()] == ["store.db"]
+    async with open_store(f"sqlite:///{path}") as store:
+        await store.add(["a"])
+        await asyncio.gather(
+            store.apply([update("a", 1, last_sync_error="x")]),
+            *(store.get(str(n)) for n in range(20)),
+        )
+    assert [p.name for p in path.parent.iterdir()] == ["store.db"]
     for thread in set(threading.enumerate()) - threads:
         if "asyncio" not in thread.name:  # the loop's own executor
             thread.join(timeout=5)
             assert not thread.is_alive()
+
+
+async def test_one_connection_is_closed_after_the_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two at the same time, now and then neither takes the log into the file."""
+    close, seen = sqlite_driver.Line.close, []
+
+    async def noted(line: sqlite_driver.Line) -> None:
+        seen.append("begins")
+        await close(line)
+        seen.append("ends")
+
+    monkeypatch.setattr(sqlite_driver.Line, "close", noted)
+    async with open_store(f"sqlite:///{path}"):
+        pass
+    assert seen == ["begins", "ends"] * 2
 
 
 # Locks
@@ -444,6 +461,7 @@ def test_no_error_of_the_driver_leaves_the_store() -> None:
             assert isinstance(found, ours), (error, found)
             assert str(error) in str(found)
             assert found.__cause__ is error
+            assert not isinstance(error.__cause__, DBAPIError)  # whose cause it is: a circle
 
 
 @pytest.mark.parametrize(
