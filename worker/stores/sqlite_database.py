@@ -58,8 +58,10 @@ async def open_sqlite_database(url: str, *, make: bool) -> AsyncIterator[Databas
         driver = SqliteDriver(merging=merging, reading=reading)
         yield Database(driver=driver, store_id=store_id, errors=partial(translated, url))
     finally:
-        await reading.close()  # not at once: of two, neither could take the log into the file
-        await merging.close()
+        try:
+            await reading.close()  # not at once: of two, neither could take the log into the file
+        finally:
+            await merging.close()
 
 
 @contextmanager
