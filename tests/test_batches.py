@@ -90,6 +90,24 @@ def test_records_of_every_codec_come_as_they_were_written(codec: str) -> None:
     assert [one.offset for one in found] == list(range(1_000))
 
 
+@pytest.mark.parametrize("most", [1, 7, 500, 2_000])
+def test_records_are_taken_some_at_a_time_and_the_position_is_that_of_the_next(most: int) -> None:
+    batch_of = [Record(key=b"k", value=bytes(1_000)) for _ in range(1_000)]
+    records, found = fetched(batch(batch_of)), 0
+    while taken := records.take(most):
+        assert len(taken) <= most
+        assert [one.offset for one in taken] == list(range(found, found + len(taken)))
+        found += len(taken)
+        assert records.next_fetch_offset == found
+    assert found == 1_000
+
+
+def test_a_batch_is_taken_from_the_position_on() -> None:
+    raw = batch([Record(key=b"k", value=bytes(1_000)) for _ in range(1_000)])
+    again = Partition(TopicPartition("topic", 3), Batches(raw), [], 500, None, None, True, 1)
+    assert [one.offset for one in again.take(None)] == list(range(500, 1_000))
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_header_name_that_is_not_utf8_hides_no_record(codec: str) -> None:
     written = [small(0, "good"), small(1, BAD), small(2, BAD, "good"), small(3)]

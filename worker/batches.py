@@ -2,7 +2,7 @@
 
 aiokafka decompresses a batch whole, however large it becomes (a megabyte of zstd, 30 gigabytes),
 and raises for ever at a header whose name is not UTF-8, which brokers let in. It has no setting for
-either, so that two of its classes are replaced where it looks for them.
+either, so that three of its classes are replaced where it looks for them.
 """
 
 import gzip
@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import cramjam
 from aiokafka import TopicPartition, codec
@@ -31,6 +31,7 @@ from worker.pipeline import Headers, Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
+SLICE = 256 * 1024  # bytes of records, and one record more, that are given together
 OBJECT = 200  # bytes that a record, or a header, takes beside what is in it
 FIRST_GUESS = 8  # times the compressed size
 FIRST_ROOM = 64 * 1024  # bytes
@@ -59,6 +60,7 @@ def guard() -> None:
     """Let every consumer of this process open batches in this way."""
     fetcher.MemoryRecords = Batches
     fetcher.PartitionRecords = Partition
+    fetcher.FetchResult = Answer
 
 
 class _Room:
@@ -82,29 +84,62 @@ def has_room() -> bool:
     return _room.left > 0
 
 
+class _Slice(NamedTuple):
+    """Some records of a batch. It has an offset as a record has one, for aiokafka to look at."""
+
+    records: list[Record]
+    size: int  # bytes
+
+    @property
+    def offset(self) -> int:
+        return self.records[-1].offset
+
+
 class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types for it
-    """The fetched records of one partition.
+    """The fetched records of one partition, of which aiokafka handles a slice as it would a record.
 
     Thousands of records are a poll, and each may have a megabyte that took a kilobyte to send. What
     there is no more room for is fetched again, from the position that was reached.
     """
 
     def __init__(self, tp: TopicPartition, records: "Batches", *more: Any) -> None:
+        self._left: list[Record] = []  # of the last slice
         super().__init__(tp, records, *more)
         records.tp = tp
 
-    def __iter__(self) -> Iterator[Record]:
-        records: Iterator[Record] = self._records_iterator
-        return records
+    @property
+    def next_fetch_offset(self) -> int:
+        """Where what was not given begins."""
+        return self._left[0].offset if self._left else self._reached
 
-    def _unpack_records(self) -> Iterator[Record]:
+    @next_fetch_offset.setter
+    def next_fetch_offset(self, offset: int) -> None:
+        self._reached = offset
+
+    def __next__(self) -> Record:
+        for record in self.take(1):
+            return record
+        raise StopIteration
+
+    def take(self, most: int | None) -> list[Record]:
+        """Give so many records, or fewer where these are the last."""
+        found, self._left = self._left, []
+        while most is None or len(found) < most:
+            more: list[Record] | None = next(self._records_iterator, None)
+            if more is None:
+                return found
+            found += more
+        self._left = found[most:]
+        return found[:most]
+
+    def _unpack_records(self) -> Iterator[list[Record]]:
         begin = self.next_fetch_offset
-        records = super()._unpack_records()
+        slices = super()._unpack_records()
         try:
-            # A record that was taken from there counts as given.
+            # A slice that was taken from there counts as given.
             if _room.left > 0:
-                for record in records:
-                    yield record
+                for records in slices:
+                    yield records
                     if _room.left <= 0:
                         return
         except _UNREADABLE as error:
@@ -112,13 +147,13 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
                 return  # what stands before it is handled, and committed, first
             raise self._refused(error) from None
 
-    def _consumer_record(self, tp: TopicPartition, record: Record) -> Record:  # noqa: ARG002
-        """Take room for a record that is given: those before the position were given before."""
-        _, _, _, _, key, value, headers = record
-        _room.left -= OBJECT + len(value or b"") + len(key or b"")
-        if headers:
-            _room.left -= OBJECT * len(headers) + _length(headers)
-        return record
+    def _consumer_record(self, tp: TopicPartition, part: _Slice) -> list[Record]:  # noqa: ARG002
+        """Take room for what is given; the records before the position were given before."""
+        _room.left -= part.size
+        begin = self.next_fetch_offset
+        if part.records[0].offset >= begin:
+            return part.records
+        return [record for record in part.records if record.offset >= begin]
 
     def _refused(self, error: Exception) -> MisconfiguredError:
         what = str(error)
@@ -133,11 +168,27 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         )
 
 
-def _length(headers: Headers) -> int:
+class Answer(fetcher.FetchResult):  # type: ignore[misc]  # nor for this
+    """What a broker answered of one partition."""
+
+    _partition_records: Any
+
+    def getall(self, max_records: int | None = None) -> list[Record]:
+        if not self.has_more() or not self.check_assignment(self._topic_partition):
+            return []
+        found: list[Record] = self._partition_records.take(max_records)
+        self._update_position()
+        if max_records is None or len(found) < max_records:
+            self._partition_records = None
+        return found
+
+
+def _size(headers: Headers) -> int:
     try:
-        return sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
+        length = sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
     except TypeError:  # one has no content
-        return sum(len(name) + len(content or b"") for name, content in headers)
+        length = sum(len(name) + len(content or b"") for name, content in headers)
+    return OBJECT * len(headers) + length
 
 
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
@@ -179,45 +230,52 @@ class _Batch:
             )
         return marker
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[_Slice]:
         """Give the records at offsets of their own, within the batch.
 
         Brokers do not look at those of uncompressed records. One beyond the batch would be
         committed, and skip what others write there.
         """
         (count,) = struct.unpack_from(">i", self._raw, _HEADER.size - 4)
-        at = self._batch.base_offset
-        most = self._batch.next_offset - count  # where the record has to stand at the latest
-        if most < at:
-            raise UnreadableError(
-                f"the batch up to offset {self._batch.next_offset} says that it has {count} records"
-            )
+        begin, end = self._batch.base_offset, self._batch.next_offset
+        if end - count < begin:
+            raise UnreadableError(f"the batch up to offset {end} says that it has {count} records")
         codec_id = self._batch.compression_type
-        raw = _decompressed(self._raw, codec_id, self._batch.next_offset) if codec_id else self._raw
+        raw = _decompressed(self._raw, codec_id, end) if codec_id else self._raw
+        return self._slices(raw, begin, end - count)
+
+    def _slices(self, raw: Any, at: int, most: int) -> Iterator[_Slice]:
+        """Read on from offset `at`; the first record stands at `most` at the latest."""
         topic, partition = self._tp
-        done, records = 0, DefaultRecordBatch(raw)
+        records, done = DefaultRecordBatch(raw), 0
+        found: list[Record] = []
+        size, problem = 0, None
         while True:
             try:
                 for record in records:
                     if record.offset != at:
-                        at = min(max(at, record.offset), most + done)
-                    headers = tuple(record.headers)
-                    found = (
-                        topic,
-                        partition,
-                        at,
-                        record.timestamp,
-                        record.key,
-                        record.value,
-                        headers,
-                    )
-                    yield tuple.__new__(Record, found)
+                        at = min(max(at, record.offset), most + done + len(found))
+                    key, value, headers = record.key, record.value, tuple(record.headers)
+                    read = (topic, partition, at, record.timestamp, key, value, headers)
+                    found.append(tuple.__new__(Record, read))
                     at += 1
-                    done += 1
+                    size += OBJECT + len(value or b"") + len(key or b"")
+                    if headers:
+                        size += _size(headers)
+                    if size >= SLICE:
+                        yield _Slice(found, size)
+                        done += len(found)
+                        found, size = [], 0
             except UnicodeDecodeError:
-                records = _Lenient(raw, done)
-            else:
-                return
+                records = _Lenient(raw, done + len(found))
+                continue
+            except _UNREADABLE as error:
+                problem = error
+            break
+        if found:
+            yield _Slice(found, size)
+        if problem:
+            raise problem
 
 
 def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
