@@ -1,4 +1,4 @@
-"""What is fetched in large pieces, and dropped, goes back to the system; the rest is used again."""
+"""A batch's memory is kept; what is fetched in large pieces, and dropped, goes back."""
 
 import platform
 import subprocess
@@ -6,6 +6,25 @@ import sys
 
 import pytest
 
+BATCHES = """
+import resource
+from worker.app.running import RESERVE, settle_memory
+
+def batch():
+    return [bytes(size % 400) for size in range(RESERVE // 300)]
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+settle_memory()
+batch()  # its list is no small object
+survivors, before = [], faults()
+for number in range(20):
+    in_hand = batch()
+    survivors.append(in_hand[number * 4_000])
+    del in_hand
+print(faults() - before)
+"""
 FETCHING = """
 import os
 import resource
@@ -48,3 +67,8 @@ def test_answers_of_brokers_leave_nothing_behind_and_smaller_blocks_little() -> 
     assert often < 10_000, "each of 600 blocks was new memory, of 122 pages"
     assert held >= 50
     assert left <= 6
+
+
+def test_one_batch_after_the_other_uses_the_same_memory_whatever_outlives_them() -> None:
+    done = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, check=True)
+    assert int(done.stdout) < 1_000, "each of 20 batches was new memory, of 6,000 pages"

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import gc
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from worker.stores import MergingStore
 from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
+_reserve: list[bytes] = []
 
 JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
 CLEANUP_TIMEOUT = 4.0  # seconds
@@ -32,6 +34,9 @@ VERSION = version("last-sync-worker")
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 LARGE = 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
 KEPT = 4 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
+RESERVE = 32 * 1024 * 1024  # bytes that the objects of a batch have, and keep: what most need
+BLOCK = 512  # bytes of the largest objects that Python takes from its arenas
+APART = 256 * 1024  # bytes at the most from one block that keeps its arena to the next
 COLLECT_AFTER = 50_000  # objects made since the last collection, less those gone by themselves
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
@@ -68,7 +73,10 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
 
 
 def settle_memory() -> None:
-    """Spare the garbage collector what lives for ever, and what dies without it anyway.
+    """Take the memory of batches once, and spare the garbage collector what needs none.
+
+    Python gives an arena back when nothing is left in it: each batch would ask for its arenas anew,
+    and the few objects that outlive one keep other arenas each time, more and more of them.
 
     A batch in hand is thousands of objects without cycles; by default they are all looked at again
     and again, which takes a tenth of the time.
@@ -76,6 +84,9 @@ def settle_memory() -> None:
     glibc would keep as much memory free as twice the largest answer of a broker that it ever saw,
     and more each time that one does not fit between what lives longer.
     """
+    blocks = [bytes(BLOCK - sys.getsizeof(b"")) for _ in range(RESERVE // BLOCK)]
+    _reserve[:] = blocks[:: APART // BLOCK]
+    del blocks
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 50)
