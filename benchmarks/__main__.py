@@ -186,11 +186,12 @@ def partitions(stage: Stage, size: Size) -> None:
 
 
 def connectors(stage: Stage, size: Size) -> None:
-    """Stores with few connectors or many, and events of a few of them or of all."""
+    """Stores with few connectors or many, and events of a few of them, of all, or of one."""
     table, few, many = Table(), 10_000, size.connectors
     loads = {f"{few:,}": Load(events=min(size.events, 100_000), connectors=few)}
     loads[f"{few:,} of {many:,}"] = replace(loads[f"{few:,}"], among=many // few)
     loads[f"{many:,}"] = replace(loads[f"{few:,}"], connectors=many)
+    loads["1"] = replace(loads[f"{few:,}"], connectors=1)
     for _ in range(size.rounds):
         for kind in STORES:
             for name, load in loads.items():

@@ -37,6 +37,8 @@ from schemas.last_sync import (
 from schemas.reasons import Invalid
 from schemas.scalars import EVERYDAY_TIME, utc_text
 from schemas.sync_finished import (
+    EPOCH,
+    MICROSECOND,
     RANK,
     SKEW_US,
     SyncFinished,
@@ -177,7 +179,7 @@ def _storable(value: bytes) -> bool:
 
 
 def _microseconds(text: str) -> int:
-    return microseconds(datetime.fromisoformat(text))
+    return (datetime.fromisoformat(text) - EPOCH) // MICROSECOND
 
 
 def _dict_of(model: type[BaseModel], **nested: CoreSchema) -> CoreSchema:

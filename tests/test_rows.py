@@ -91,3 +91,24 @@ def test_rows_merge_as_the_rules_say(
         held = before[connector_id].fields
         kept = {name: value for name, value in held.items() if name not in change}
         assert {**kept, **change} == after.fields
+
+
+class Compared(str):
+    """An id that counts how often it is compared with another."""
+
+    __slots__ = ()
+
+    times = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+
+def test_many_events_of_one_connector_are_not_each_compared_with_each() -> None:
+    many = [update(at, event_id=Compared(at), last_sync_error="x") for at in range(1, 1_001)]
+    changes, found = merged_batch(many, [row("c", NEW)], 1)
+    assert len(changes) == 1
+    assert {outcome.name for outcome in found} == {"applied"}
+    assert Compared.times < 10_000

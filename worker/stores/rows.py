@@ -87,9 +87,9 @@ class Merging:
 
     def __init__(self, updates: Sequence[Update]) -> None:
         self._updates = updates
-        self._of: defaultdict[str, list[Update]] = defaultdict(list)
+        self._of = of = defaultdict[str, list[Update]](list)
         for update in updates:
-            self._of[update.connector_id].append(update)
+            of[update[0]].append(update)
         self._others: dict[str, Iterator[Outcome]] = {}  # where not all was applied
 
     def parts(self, size: int) -> Iterator[list[str]]:
@@ -154,26 +154,27 @@ def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
     if gone:
         return None
     groups = from_json(stamps_text, cache_strings=False)
-    latest, known = _NEVER, []
+    latest, known = _NEVER, set()
     for group in groups:
         if len(group) > _GROUP:
             return None  # `fold` tells what else it may be
         latest = max(latest, group[0])
-        known.append(group[2])
-    for update in updates:
-        at, event_id = update.at, update.event_id
-        if at <= latest or event_id in known or not update.fields:
+        known.add(group[2])
+    for _, fields, at, _, event_id, _ in updates:  # by name would take twice as long
+        if at <= latest or event_id in known or not fields:
             return None
         latest = at
-        known.append(event_id)
-    gained = update.fields
+        known.add(event_id)
+    winner = updates[-1]
+    gained = winner.fields
     won = _bits(tuple(gained))
-    stamps = [(latest, update.rank, event_id, update.digest, won)]  # the newest first
+    stamps = [(*winner.stamp, won)]  # the newest first
     for older in updates[-2::-1]:
-        bits = _bits(tuple(older.fields))
-        if left := bits & ~won:
-            stamps.append((*older.stamp, left))
-            gained = {**older.fields, **gained}
+        fields = older[1]
+        if not fields.keys() <= gained.keys():
+            bits = _bits(tuple(fields))
+            stamps.append((*older.stamp, bits & ~won))
+            gained = {**fields, **gained}
             won |= bits
     others = [(group, left) for group in reversed(groups) if (left := group[4] & ~won)]
     stamps += [(*group[:4], left) for group, left in others]
