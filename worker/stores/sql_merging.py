@@ -4,10 +4,10 @@ Through SQLAlchemy a batch of a few updates would take twice as long, and every 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic_core import PydanticSerializationError
 
@@ -16,6 +16,8 @@ from worker.merge import Outcome, fold_batch
 from worker.stores.base import Connector
 from worker.stores.migrations import HEAD
 from worker.stores.rows import Row, merging_state_of, state_of
+
+Answer = TypeVar("Answer")
 
 TRANSACTION_TIMEOUT = 20.0  # seconds; a server may be frozen, its connections open
 
@@ -101,22 +103,22 @@ class SqlMergingStore:
                 raise RejectedError(str(error)) from error
 
     async def preview(self, updates: Sequence[Update]) -> list[Outcome]:
-        with self._errors():
-            async with asyncio.timeout(TRANSACTION_TIMEOUT):
-                rows = await self._driver.stamps({update.connector_id for update in updates})
+        connector_ids = {update.connector_id for update in updates}
+        rows = await self._asked(self._driver.stamps(connector_ids))
         return fold_batch({row[0]: merging_state_of(row) for row in rows}, updates)[1]
 
     async def get(self, connector_id: str) -> Connector | None:
-        with self._errors():
-            async with asyncio.timeout(TRANSACTION_TIMEOUT):
-                row = await self._driver.row(connector_id)
+        row = await self._asked(self._driver.row(connector_id))
         state = None if row is None else state_of(row)
         if state is None or state.deleted:
             return None
         return Connector(id=connector_id, fields=state.fields)
 
     async def describe(self) -> str:
+        version = await self._asked(self._driver.version())
+        return f"{self._driver.name} {version}, schema {HEAD}, store {self._store_id}"
+
+    async def _asked(self, question: Awaitable[Answer]) -> Answer:
         with self._errors():
             async with asyncio.timeout(TRANSACTION_TIMEOUT):
-                version = await self._driver.version()
-        return f"{self._driver.name} {version}, schema {HEAD}, store {self._store_id}"
+                return await question
