@@ -37,7 +37,7 @@ KEPT = 4 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of
 RESERVE = 32 * 1024 * 1024  # bytes that the objects of a batch have, and keep: what most need
 BLOCK = 512  # bytes of the largest objects that Python takes from its arenas
 APART = 256 * 1024  # bytes at the most from one block that keeps its arena to the next
-COLLECT_AFTER = 50_000  # objects made since the last collection, less those gone by themselves
+COLLECT_AFTER = 150_000  # objects made since, less those gone: two batches in hand are no reason
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
 
