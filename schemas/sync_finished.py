@@ -28,9 +28,9 @@ from schemas.scalars import MAX_ID_BYTES, Identifier, Time, time_text
 
 __all__ = ["REASONS", "SKEW", "Invalid", "Reason", "Record", "SyncFinished", "decode"]
 
-MICROSECOND = timedelta(microseconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 SKEW = timedelta(minutes=5)  # how far two honest clocks may differ
-SKEW_US = SKEW // MICROSECOND
+SKEW_US = SKEW // _MICROSECOND
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RANK: Mapping[str, int] = {
     "pending": 0,
@@ -232,7 +232,7 @@ def payload_rank(payload: Mapping[str, Any]) -> int:
 
 def microseconds(moment: datetime) -> int:
     """Count microseconds since the epoch, exactly."""
-    return (moment - EPOCH) // MICROSECOND
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def decode(value: bytes | None, headers: Headers = (), *, now: int) -> SyncFinished | Invalid:

@@ -37,8 +37,6 @@ from schemas.last_sync import (
 from schemas.reasons import Invalid
 from schemas.scalars import EVERYDAY_TIME, utc_text
 from schemas.sync_finished import (
-    EPOCH,
-    MICROSECOND,
     RANK,
     SKEW_US,
     SyncFinished,
@@ -179,7 +177,7 @@ def _storable(value: bytes) -> bool:
 
 
 def _microseconds(text: str) -> int:
-    return (datetime.fromisoformat(text) - EPOCH) // MICROSECOND
+    return microseconds(datetime.fromisoformat(text))
 
 
 def _dict_of(model: type[BaseModel], **nested: CoreSchema) -> CoreSchema:

@@ -31,7 +31,7 @@ from worker.pipeline import Headers, Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
-SLICE = 256 * 1024  # bytes of records, and one record more, that are given together
+SLICE = 256 * 1024  # bytes of records that are given together, or one record
 OBJECT = 200  # bytes that a record, or a header, takes beside what is in it
 FIRST_GUESS = 8  # times the compressed size
 FIRST_ROOM = 64 * 1024  # bytes
@@ -183,7 +183,7 @@ class Answer(fetcher.FetchResult):  # type: ignore[misc]  # nor for this
         return found
 
 
-def _size(headers: Headers) -> int:
+def _room_of(headers: Headers) -> int:
     try:
         length = sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
     except TypeError:  # one has no content
@@ -249,33 +249,34 @@ class _Batch:
         topic, partition = self._tp
         records, done = DefaultRecordBatch(raw), 0
         found: list[Record] = []
-        size, problem = 0, None
+        size = 0
         while True:
             try:
                 for record in records:
                     if record.offset != at:
                         at = min(max(at, record.offset), most + done + len(found))
                     key, value, headers = record.key, record.value, tuple(record.headers)
-                    read = (topic, partition, at, record.timestamp, key, value, headers)
-                    found.append(tuple.__new__(Record, read))
-                    at += 1
-                    size += OBJECT + len(value or b"") + len(key or b"")
+                    more = OBJECT + len(value or b"") + len(key or b"")
                     if headers:
-                        size += _size(headers)
-                    if size >= SLICE:
+                        more += _room_of(headers)
+                    if found and size + more > SLICE:
                         yield _Slice(found, size)
                         done += len(found)
                         found, size = [], 0
+                    read = (topic, partition, at, record.timestamp, key, value, headers)
+                    found.append(tuple.__new__(Record, read))
+                    at += 1
+                    size += more
             except UnicodeDecodeError:
                 records = _Lenient(raw, done + len(found))
                 continue
-            except _UNREADABLE as error:
-                problem = error
-            break
-        if found:
-            yield _Slice(found, size)
-        if problem:
-            raise problem
+            except _UNREADABLE:
+                if found:
+                    yield _Slice(found, size)
+                raise
+            if found:
+                yield _Slice(found, size)
+            return
 
 
 def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:

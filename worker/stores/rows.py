@@ -89,7 +89,7 @@ class Merging:
         self._updates = updates
         self._of = of = defaultdict[str, list[Update]](list)
         for update in updates:
-            of[update[0]].append(update)
+            of[update[0]].append(update)  # its name would take twice as long
         self._others: dict[str, Iterator[Outcome]] = {}  # where not all was applied
 
     def parts(self, size: int) -> Iterator[list[str]]:
@@ -160,15 +160,14 @@ def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
             return None  # `fold` tells what else it may be
         latest = max(latest, group[0])
         known.add(group[2])
-    for _, fields, at, _, event_id, _ in updates:  # by name would take twice as long
+    for _, fields, at, _, event_id, _ in updates:
         if at <= latest or event_id in known or not fields:
             return None
         latest = at
         known.add(event_id)
-    winner = updates[-1]
-    gained = winner.fields
+    gained = updates[-1].fields
     won = _bits(tuple(gained))
-    stamps = [(*winner.stamp, won)]  # the newest first
+    stamps = [(*updates[-1].stamp, won)]  # the newest first
     for older in updates[-2::-1]:
         fields = older[1]
         if not fields.keys() <= gained.keys():
