@@ -23,7 +23,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import BaseModel, SecretStr
 
-from worker import logs
+from worker import logs, memory
 from worker.app import letters as open_letters
 from worker.app import replays, running
 from worker.replay import Signature
@@ -253,7 +253,7 @@ async def worker(job: Job, meter: Meter) -> None:
         raise structlog.DropEvent
 
     structlog.configure(processors=[note])
-    running.settle_memory()
+    memory.settle()
     async with open_merging_store(job.store) as store:
         await running.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
 

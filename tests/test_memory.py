@@ -8,7 +8,7 @@ import pytest
 
 BATCHES = """
 import resource
-from worker.app.running import RESERVE, settle_memory
+from worker.memory import RESERVE, settle
 
 def batch():
     return [bytes(size % 400) for size in range(RESERVE // 300)]
@@ -16,7 +16,7 @@ def batch():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-settle_memory()
+settle()
 batch()  # its list is no small object
 survivors, before = [], faults()
 for number in range(20):
@@ -25,11 +25,29 @@ for number in range(20):
     del in_hand
 print(faults() - before)
 """
+BETWEEN = """
+import os
+from pathlib import Path
+from worker.memory import give_back, settle
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+settle()
+before = resident()
+blocks = [bytearray(b"x") * 100_000 for _ in range(300)]
+survivors = blocks[::30]
+del blocks
+kept = resident() - before
+give_back()
+print(kept, resident() - before)
+"""
 FETCHING = """
 import os
 import resource
 from pathlib import Path
-from worker.app.running import settle_memory
+from worker.memory import settle
 
 def resident():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -38,7 +56,7 @@ def resident():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-settle_memory()
+settle()
 before = resident()
 answer = bytearray(b"x") * (4 * 2**20)
 lives_longer = bytearray(b"x") * 500_000  # behind it
@@ -59,7 +77,18 @@ print(hole, often, held, resident() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
+
+
+@glibc
+def test_what_lies_free_between_survivors_goes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", BETWEEN], capture_output=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 20
+    assert left < 4
+
+
+@glibc
 def test_answers_of_brokers_leave_nothing_behind_and_smaller_blocks_little() -> None:
     done = subprocess.run([sys.executable, "-c", FETCHING], capture_output=True, check=True)
     hole, often, held, left = map(int, done.stdout.split())

@@ -4,7 +4,6 @@ docs/delivery.md walks through each point at which it can be interrupted.
 """
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
-from worker import kafka
+from worker import kafka, memory
 from worker.batch import Batch
 from worker.drain import Drain
 from worker.errors import TransientError
@@ -37,6 +36,7 @@ COMMIT_TIMEOUT = 5.0  # seconds
 FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
+BACKLOG = 1 / 4  # of the most in a batch: one is there from then on, and over below WORTHWHILE
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
 # one waits for it.
 FETCH_WAIT = 100  # milliseconds
@@ -95,15 +95,6 @@ def limit_prefetching(client: AIOKafkaConsumer) -> None:
     client._fetcher._prefetch_backoff = NEVER  # noqa: SLF001
 
 
-def free_dropped_records() -> None:
-    """Free what was fetched and then dropped, at a pause or a rebalance.
-
-    aiokafka leaves it in reference cycles: megabytes in few objects, and the garbage collector,
-    which counts objects, would come too late.
-    """
-    gc.collect()
-
-
 class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
     """One member of the group, from its first assignment until it is stopped."""
 
@@ -131,6 +122,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._stop = stop
         self._work: asyncio.Task[None] | None = None
         self._step = ""
+        self._backlog = False
         self._hands_off = False  # positions are not ours to commit
         self._committed: dict[TopicPartition, int] = {}
 
@@ -160,7 +152,15 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._watchdog.step()
         if batch:
             await self._see_through(batch)
+            self._note_backlog(len(batch.records) / self._batch_size)
         return batch is not None
+
+    def _note_backlog(self, share: float) -> None:
+        if share >= BACKLOG:
+            self._backlog = True
+        elif self._backlog and share < WORTHWHILE:
+            self._backlog = False
+            memory.give_back()
 
     # --- one batch ---------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             self._lookout.progressed()
             if paused := self._client.paused():
                 self._client.resume(*paused)
-                free_dropped_records()
+                memory.give_back()
         if work.cancelled():  # by a revocation
             log.info("batch.abandoned", records=len(batch.records), reason="partitions revoked")
             return
@@ -312,7 +312,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._reader.forget()
         self._lookout.progressed()
         self._lag.forget()
-        free_dropped_records()
+        memory.give_back()
         self._health.assigned(assigned, of=len(self._lookout.partitions()))
         if self._work is not None and not self._work.done():
             self._client.pause(*assigned)

@@ -178,6 +178,21 @@ async def until_committed(kafka: Kafka, topics: Topics, offsets: dict[int, int])
     await eventually(reached)
 
 
+async def test_memory_goes_back_once_when_a_backlog_is_over(
+    kafka: Kafka, topic: Topics, store: Pinned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = []
+    monkeypatch.setattr("worker.memory.give_back", lambda: times.append(len(store.seen)))
+    await kafka.produce(topic.source, [event("a", n) for n in range(200)])
+    async with working(settings_for(kafka, topic, batch_size=64), store):
+        await eventually(committed_all(kafka, topic))
+        times.clear()  # of the assignment
+        for number in range(200, 203):
+            await kafka.produce(topic.source, [event("a", number)])
+            await eventually(committed_all(kafka, topic))
+    assert times == [201]
+
+
 async def test_a_holding_worker_keeps_polling_and_is_handed_no_successors(
     kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
 ) -> None:

@@ -1,16 +1,13 @@
 """The worker: from its settings to the loop, and to its end."""
 
 import asyncio
-import ctypes
-import gc
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from importlib.metadata import version
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from worker import consumer, extras, health_server, kafka, topics
+from worker import consumer, extras, health_server, kafka, memory, topics
 from worker.app import checks, stores
 from worker.breaker import Breaker
 from worker.dead_letters import DeadLetterTopic
@@ -26,18 +23,10 @@ from worker.stores import MergingStore
 from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
-_reserve: list[bytes] = []
 
 JOIN_TIMEOUT = 60.0  # seconds; a group may first have to throw out members that died
 CLEANUP_TIMEOUT = 4.0  # seconds
 VERSION = version("last-sync-worker")
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
-LARGE = 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
-KEPT = 4 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
-RESERVE = 32 * 1024 * 1024  # bytes that the objects of a batch have, and keep: what most need
-BLOCK = 512  # bytes of the largest objects that Python takes from its arenas
-APART = 256 * 1024  # bytes at the most from one block that keeps its arena to the next
-COLLECT_AFTER = 150_000  # objects made since, less those gone: two batches in hand are no reason
 KAFKA_DEFAULT_BYTES = 1_048_588  # Kafka's default for max.message.bytes
 
 
@@ -53,7 +42,7 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
         trace = await stack.enter_async_context(_tracing(settings))
         served = await _serve_health(stack, settings, health)
         store = await stack.enter_async_context(stores.opened_for_merging(settings))
-        settle_memory()
+        memory.settle()
         side = [*served, *(await _watch_store(stack, health, store) if served else [])]
         work = asyncio.create_task(
             consume(
@@ -70,30 +59,6 @@ async def run(settings: Settings, *, drain: bool = False, topics_checked: bool =
         )
         await _until_stopped(work, stop, settings.shutdown_seconds, side)
     log.info("worker.stopped")
-
-
-def settle_memory() -> None:
-    """Take the memory of batches once, and spare the garbage collector what needs none.
-
-    Python gives an arena back when nothing is left in it: each batch would ask for its arenas anew,
-    and the few objects that outlive one keep other arenas each time, more and more of them.
-
-    A batch in hand is thousands of objects without cycles; by default they are all looked at again
-    and again, which takes a tenth of the time.
-
-    glibc would keep as much memory free as twice the largest answer of a broker that it ever saw,
-    and more each time that one does not fit between what lives longer.
-    """
-    blocks = [bytes(BLOCK - sys.getsizeof(b"")) for _ in range(RESERVE // BLOCK)]
-    _reserve[:] = blocks[:: APART // BLOCK]
-    del blocks
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, 20, 50)
-    with suppress(AttributeError):  # other C libraries have no such call
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 async def _until_stopped(
