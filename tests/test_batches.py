@@ -1,9 +1,11 @@
 """A batch is opened up to a limit, and every record of it can be read."""
 
+import gc
 import gzip
 import struct
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cramjam
@@ -16,15 +18,16 @@ from aiokafka.record.util import calc_crc32c, encode_varint
 from tests.hostile import CODECS, RawName, builder
 from tests.kafka import Record
 from worker import batches
-from worker.batches import Batches, Partition
+from worker.batches import Answer, Batches, Partition
 from worker.errors import MisconfiguredError
 
 MEBIBYTE = 1024 * 1024
 BAD = RawName.of(b"\xff\xfe")
 
 
-@pytest.fixture(autouse=True)
-def room() -> None:
+@pytest.fixture(autouse=True, params=[batches.SLICE, 1], ids=["slices", "singly"])
+def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SLICE", request.param)
     batches.make_room()
 
 
@@ -100,6 +103,69 @@ def test_records_are_taken_some_at_a_time_and_the_position_is_that_of_the_next(m
         found += len(taken)
         assert records.next_fetch_offset == found
     assert found == 1_000
+
+
+@dataclass
+class Assigned:
+    """What an answer asks of the client's assignment, and of the state of its partition."""
+
+    position: int = 0
+    active: bool = True
+    paused: bool = False
+
+    def state_value(self, _: TopicPartition) -> "Assigned":
+        return self
+
+    def consumed_to(self, position: int) -> None:
+        self.position = position
+
+
+def answered(assigned: Assigned) -> Answer:
+    records = fetched(batch([small(n) for n in range(10)]))
+    return Answer(records._tp, assignment=assigned, partition_records=records, backoff=0)
+
+
+def test_an_answer_is_handed_out_once_with_its_position() -> None:
+    assigned = Assigned()
+    answer = answered(assigned)
+    for most, position in (3, 3), (7, 10):
+        begin = assigned.position
+        assert [one.offset for one in answer.getall(most)] == list(range(begin, position))
+        assert assigned.position == position
+        assert answer.has_more()
+    assert answer.getall(1) == []
+    assert not answer.has_more()
+
+
+def test_an_answer_that_is_handed_out_whole_is_done_with() -> None:
+    for most in None, 11:
+        answer = answered(Assigned())
+        assert len(answer.getall(most)) == 10
+        assert not answer.has_more()
+
+
+@pytest.mark.parametrize("gone", [{"active": False}, {"paused": True}, {"position": 5}])
+def test_an_answer_of_what_is_no_longer_wanted_is_dropped(gone: dict[str, Any]) -> None:
+    assigned = Assigned()
+    answer = answered(assigned)
+    answer.getall(3)
+    for name, value in gone.items():
+        setattr(assigned, name, value)
+    assert answer.getall(3) == []
+    assert not answer.has_more()
+
+
+def test_a_large_record_takes_room_of_the_poll_that_gives_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "MAX_POLL", 1_000)
+    batches.make_room()
+    records = fetched(batch([small(0), Record(key=b"k", value=bytes(MEBIBYTE)), small(2)], "zstd"))
+    assert len(records.take(1)) == 1
+    assert batches.has_room()
+    batches.make_room()
+    assert [one.offset for one in records.take(10)] == [1]
+    assert not batches.has_room()
 
 
 def test_a_batch_is_taken_from_the_position_on() -> None:
@@ -334,6 +400,16 @@ def test_a_length_that_points_beyond_the_batch_stops_the_worker_with_its_place(
     again = Partition(records._tp, Batches(lying(length, *names)), [], 1, None, None, True, 1)
     with pytest.raises(MisconfiguredError, match="offset 1: the batch up to offset 2 is damaged"):
         list(again)
+
+
+def test_a_damaged_batch_leaves_nothing_to_the_garbage_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(fetched(lying(100)).take(None)) == 1
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_records_before_a_header_name_that_is_not_utf8_are_read_once(
