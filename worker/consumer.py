@@ -36,7 +36,7 @@ COMMIT_TIMEOUT = 5.0  # seconds
 FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
-BACKLOG = 1 / 4  # of the most in a batch: one is there from then on, and over below WORTHWHILE
+OVER = 1 / 64  # of the most in a batch, below which a backlog is over that had worthwhile ones
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
 # one waits for it.
 FETCH_WAIT = 100  # milliseconds
@@ -156,9 +156,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         return batch is not None
 
     def _note_backlog(self, share: float) -> None:
-        if share >= BACKLOG:
+        if share >= WORTHWHILE:
             self._backlog = True
-        elif self._backlog and share < WORTHWHILE:
+        elif self._backlog and share < OVER:
             self._backlog = False
             memory.give_back()
 

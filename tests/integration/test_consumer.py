@@ -184,7 +184,7 @@ async def test_memory_goes_back_once_when_a_backlog_is_over(
     times = []
     monkeypatch.setattr("worker.memory.give_back", lambda: times.append(len(store.seen)))
     await kafka.produce(topic.source, [event("a", n) for n in range(200)])
-    async with working(settings_for(kafka, topic, batch_size=64), store):
+    async with working(settings_for(kafka, topic, batch_size=200), store):
         await eventually(committed_all(kafka, topic))
         times.clear()  # of the assignment
         for number in range(200, 203):
