@@ -372,6 +372,34 @@ def test_whatever_a_record_is_large_by_takes_room(kind: str) -> None:
     assert not batches.has_room()
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_a_record_of_too_many_headers_is_named_and_none_of_them_made(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_HEADERS", 200_000)
+    bomb = Record(key=b"k", value=b"v", headers=[("", b"")] * 200_001)
+    raw = batch([small(0), bomb], codec)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MisconfiguredError) as caught:
+            fetched(raw).take(None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * MEBIBYTE
+    found = "offset 0: the batch up to offset 2 has a record of 200001 headers, and last-sync reads"
+    assert found in str(caught.value)
+
+
+def test_a_record_of_just_so_many_headers_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MAX_HEADERS", 1_000)
+    records = [Record(key=None, value=None, headers=[("n", b"")] * 1_000), small(1)]
+    assert len(fetched(batch(records)).take(None)) == 2
+    records[0] = Record(key=None, value=None, headers=[("n", b"")] * 1_001)
+    with pytest.raises(MisconfiguredError, match="has a record of 1001 headers"):
+        fetched(batch(records)).take(None)
+
+
 def lying(length: int, *names: str) -> bytes:
     """A batch of two records with such a header; the second one says that its value is so long."""
     raw = batch([small(0, *names), small(1, *names)])

@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from worker.errors import MisconfiguredError
 from worker.pipeline import Headers, Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
+MAX_HEADERS = 2 * 1024 * 1024  # of a record: each takes seventy bytes, and may have come as two
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
 SLICE = 256 * 1024  # bytes of records that are given together, or one record
 OBJECT = 200  # bytes that a record, or a header, takes beside what is in it
@@ -242,6 +244,8 @@ class _Batch:
             raise UnreadableError(f"the batch up to offset {end} says that it has {count} records")
         codec_id = self._batch.compression_type
         raw = _decompressed(self._raw, codec_id, end) if codec_id else self._raw
+        if len(raw) > 2 * MAX_HEADERS:
+            _check_headers(raw, end)
         return self._slices(raw, begin, end - count)
 
     def _slices(self, raw: Any, at: int, most: int) -> Iterator[_Slice]:
@@ -277,6 +281,34 @@ class _Batch:
             if found:
                 yield _Slice(found, size)
             return
+
+
+def _check_headers(raw: Any, end: int) -> None:
+    """Refuse a batch with a record of too many headers, before any of them is made."""
+    at = _HEADER.size
+    with suppress(IndexError):  # cut off: reading the records tells it
+        while at < len(raw):
+            if not (byte := raw[at]) & 0x81:  # there may be millions whose length is one byte
+                at += 1 + (byte >> 1)
+                continue
+            length, at = decode_varint_py(raw, at)
+            if length > 2 * MAX_HEADERS and (count := _header_count(raw, at)) > MAX_HEADERS:
+                raise UnreadableError(
+                    f"the batch up to offset {end} has a record of {count} headers, and last-sync "
+                    f"reads {MAX_HEADERS} at most"
+                )
+            at += max(length, 0)
+
+
+def _header_count(raw: Any, at: int) -> int:
+    """Read it of the record whose attributes stand there."""
+    _, at = decode_varint_py(raw, at + 1)  # how much later than the first one
+    _, at = decode_varint_py(raw, at)  # its place
+    for _ in ("key", "value"):
+        length, at = decode_varint_py(raw, at)
+        at += max(length, 0)
+    count: int = decode_varint_py(raw, at)[0]
+    return count
 
 
 def _decompressed(raw: memoryview, codec_id: int, next_offset: int) -> bytes:
