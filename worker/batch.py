@@ -40,7 +40,7 @@ class Batch:
             self.last[tp] = records[-1]
 
     def reading(self) -> Iterator[None]:
-        """Read the records, a slice at a step."""
+        """Read the records, some at a step."""
         for start in range(len(self.reads), len(self.records), STEP):
             began, now = time.perf_counter(), time.time_ns() // 1000
             records = self.records[start : start + STEP]
