@@ -36,7 +36,6 @@ COMMIT_TIMEOUT = 5.0  # seconds
 FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
-OVER = 1 / 64  # of the most in a batch, below which a backlog is over that had worthwhile ones
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
 # one waits for it.
 FETCH_WAIT = 100  # milliseconds
@@ -122,7 +121,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._stop = stop
         self._work: asyncio.Task[None] | None = None
         self._step = ""
-        self._backlog = False
         self._hands_off = False  # positions are not ours to commit
         self._committed: dict[TopicPartition, int] = {}
 
@@ -152,15 +150,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._watchdog.step()
         if batch:
             await self._see_through(batch)
-            self._note_backlog(len(batch.records) / self._batch_size)
         return batch is not None
-
-    def _note_backlog(self, share: float) -> None:
-        if share >= WORTHWHILE:
-            self._backlog = True
-        elif self._backlog and share < OVER:
-            self._backlog = False
-            memory.give_back()
 
     # --- one batch ---------------------------------------------------------------------------
 
@@ -290,6 +280,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
                 log.warning("commit.failed", error=str(error))
         if self._lookout.due:
             await self._lookout.look_at_the_end(positions, glance=glance)
+            memory.give_back()
 
     # --- rebalancing: called by aiokafka while the loop runs -----------------------------------
 

@@ -41,7 +41,7 @@ def settle() -> None:
 
 
 def give_back() -> None:
-    """Free what a backlog, a pause or a rebalance left behind.
+    """Free what batches, a pause or a rebalance left behind.
 
     What aiokafka fetched and then dropped lies in reference cycles: megabytes in few objects, and
     the garbage collector, which counts objects, would come too late. glibc keeps the pages between

@@ -178,19 +178,17 @@ async def until_committed(kafka: Kafka, topics: Topics, offsets: dict[int, int])
     await eventually(reached)
 
 
-async def test_memory_goes_back_once_when_a_backlog_is_over(
+async def test_memory_goes_back_now_and_then_between_batches(
     kafka: Kafka, topic: Topics, store: Pinned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = []
     monkeypatch.setattr("worker.memory.give_back", lambda: times.append(len(store.seen)))
-    await kafka.produce(topic.source, [event("a", n) for n in range(200)])
-    async with working(settings_for(kafka, topic, batch_size=200), store):
-        await eventually(committed_all(kafka, topic))
-        times.clear()  # of the assignment
-        for number in range(200, 203):
-            await kafka.produce(topic.source, [event("a", number)])
-            await eventually(committed_all(kafka, topic))
-    assert times == [201]
+    monkeypatch.setattr("worker.lookout.LOOK_AROUND", 0.2)
+    async with working(settings_for(kafka, topic, batch_size=10), store):
+        await kafka.produce(topic.source, [event("a", n) for n in range(20)])
+        await eventually(lambda: 20 in times)
+        await kafka.produce(topic.source, [event("a", n) for n in range(20, 40)])
+        await eventually(lambda: times.count(40) >= 2)
 
 
 async def test_a_holding_worker_keeps_polling_and_is_handed_no_successors(
