@@ -4,6 +4,7 @@ import gc
 import gzip
 import struct
 import tracemalloc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -436,6 +437,18 @@ def test_a_damaged_batch_leaves_nothing_to_the_garbage_collector() -> None:
     try:
         assert len(fetched(lying(100)).take(None)) == 1
         assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_what_is_dropped_of_what_was_fetched_is_gone_at_once() -> None:
+    gc.disable()
+    try:
+        dropped = fetched(batch([small(n) for n in range(1_000)]))
+        assert len(dropped.take(1)) == 1
+        left = weakref.ref(dropped)
+        del dropped
+        assert left() is None
     finally:
         gc.enable()
 

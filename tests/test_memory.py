@@ -8,10 +8,10 @@ import pytest
 
 BATCHES = """
 import resource
-from worker.memory import RESERVE, settle
+from worker.memory import settle
 
-def batch():
-    return [bytes(size % 400) for size in range(RESERVE // 300)]
+def batch():  # of 22,000 records, 1.4 kB each
+    return [bytes(size % 400) for size in range(22_000 * 1_400 // 240)]
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -24,6 +24,19 @@ for number in range(20):
     survivors.append(in_hand[number * 4_000])
     del in_hand
 print(faults() - before)
+"""
+COLLECTING = """
+import gc
+from worker.memory import settle
+
+settle()
+print(gc.get_freeze_count())
+collected = []
+gc.callbacks.append(lambda phase, _: collected.append(phase))
+in_hand = [[] for _ in range(2 * 63_000)]
+print(len(collected))
+more = [[] for _ in range(63_000)]
+print(len(collected))
 """
 BETWEEN = """
 import os
@@ -96,6 +109,14 @@ def test_answers_of_brokers_leave_nothing_behind_and_smaller_blocks_little() -> 
     assert often < 10_000, "each of 600 blocks was new memory, of 122 pages"
     assert held >= 50
     assert left <= 6
+
+
+def test_two_batches_in_hand_are_no_reason_to_look_for_garbage_but_three_are() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTING], capture_output=True, check=True)
+    frozen, in_hand, more = map(int, done.stdout.split())
+    assert frozen > 5_000
+    assert in_hand == 0
+    assert more > 0
 
 
 def test_one_batch_after_the_other_uses_the_same_memory_whatever_outlives_them() -> None:

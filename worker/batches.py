@@ -8,6 +8,7 @@ either, so that three of its classes are replaced where it looks for them.
 import gzip
 import io
 import struct
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,7 +32,7 @@ from worker.errors import MisconfiguredError
 from worker.pipeline import Headers, Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
-MAX_HEADERS = 2 * 1024 * 1024  # of a record: each takes seventy bytes, and may have come as two
+MAX_HEADERS = 512 * 1024  # of a record: each takes 200 bytes, with some in it
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
 SLICE = 256 * 1024  # bytes of records that are given together, or one record
 OBJECT = 200  # bytes that a record, or a header, takes beside what is in it
@@ -135,6 +136,14 @@ class Partition(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka shi
         return found[:most]
 
     def _unpack_records(self) -> Iterator[list[Record]]:
+        """Give an iterator that does not hold this, which holds it.
+
+        What was fetched is megabytes, and is dropped at each pause and rebalance.
+        """
+        this: Any = weakref.proxy(self)
+        return Partition._unpacked(this)
+
+    def _unpacked(self) -> Iterator[list[Record]]:
         begin = self.next_fetch_offset
         slices = super()._unpack_records()
         try:
@@ -245,7 +254,7 @@ class _Batch:
         codec_id = self._batch.compression_type
         raw = _decompressed(self._raw, codec_id, end) if codec_id else self._raw
         if len(raw) > 2 * MAX_HEADERS:
-            _check_headers(raw, end)
+            _check_headers(raw, count, end)
         return self._slices(raw, begin, end - count)
 
     def _slices(self, raw: Any, at: int, most: int) -> Iterator[_Slice]:
@@ -283,11 +292,11 @@ class _Batch:
             return
 
 
-def _check_headers(raw: Any, end: int) -> None:
+def _check_headers(raw: Any, records: int, end: int) -> None:
     """Refuse a batch with a record of too many headers, before any of them is made."""
     at = _HEADER.size
     with suppress(IndexError):  # cut off: reading the records tells it
-        while at < len(raw):
+        for _ in range(records):
             if not (byte := raw[at]) & 0x81:  # there may be millions whose length is one byte
                 at += 1 + (byte >> 1)
                 continue

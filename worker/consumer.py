@@ -172,7 +172,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             self._lookout.progressed()
             if paused := self._client.paused():
                 self._client.resume(*paused)
-                memory.give_back()
         if work.cancelled():  # by a revocation
             log.info("batch.abandoned", records=len(batch.records), reason="partitions revoked")
             return
@@ -303,7 +302,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._reader.forget()
         self._lookout.progressed()
         self._lag.forget()
-        memory.give_back()
         self._health.assigned(assigned, of=len(self._lookout.partitions()))
         if self._work is not None and not self._work.done():
             self._client.pause(*assigned)

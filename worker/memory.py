@@ -8,11 +8,12 @@ from contextlib import suppress
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 LARGE = 1024 * 1024  # bytes from which on a block goes back to the system when it is freed
 KEPT = 4 * 1024 * 1024  # bytes of smaller blocks that may be free at the end of the heap
-RESERVE = 32 * 1024 * 1024  # bytes that the objects of a batch have, and keep: what most need
+RESERVE = 32 * 1024 * 1024  # bytes kept for the objects of batches: most fit in
 BLOCK = 512  # bytes of the largest objects that Python takes from its arenas
 APART = 512 * 1024  # bytes, half an arena, from one block that keeps it to the next
 COLLECT_AFTER = 150_000  # objects made since, less those gone: two batches in hand are no reason
 
+_libc = ctypes.CDLL(None)
 _reserve: list[bytes] = []
 
 
@@ -35,18 +36,16 @@ def settle() -> None:
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 50)
     with suppress(AttributeError):  # other C libraries have no such call
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+        _libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        _libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def give_back() -> None:
-    """Free what batches, a pause or a rebalance left behind.
+    """Free what batches left behind.
 
-    What aiokafka fetched and then dropped lies in reference cycles: megabytes in few objects, and
-    the garbage collector, which counts objects, would come too late. glibc keeps the pages between
-    what lives longer, and they are others each time.
+    What is in reference cycles may be large in few objects, and the garbage collector counts them.
+    glibc keeps the pages between what lives longer, and they are others each time.
     """
     gc.collect()
     with suppress(AttributeError):  # other C libraries have no such call
-        ctypes.CDLL(None).malloc_trim(0)
+        _libc.malloc_trim(0)
