@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate
 from math import isfinite
 from typing import Any, Final
 
@@ -19,7 +20,9 @@ MAX_PATH = 200  # characters after which a path stops growing
 
 _LIMIT: Final[int] = 10**MAX_DIGITS
 _CONSTANTS: Final = (bool, type(None))
-_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_DEEPER: Final = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
+_FLAT = bytes(set(range(256)) - _DEEPER.keys())
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -110,15 +113,8 @@ def _syntax_refusal(text: str) -> Invalid | None:
 def _too_deep(value: bytes) -> bool:
     if value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
         return False
-    depth = 0
-    for match in _STRUCTURE.finditer(value):
-        if match[0] in b"{[":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif match[0] in b"}]":
-            depth -= 1
-    return False
+    brackets = _STRINGS.sub(b"", value).translate(None, _FLAT)
+    return max(accumulate(map(_DEEPER.__getitem__, brackets)), default=0) > MAX_DEPTH
 
 
 def _integer(digits: str) -> int | _TooLong:

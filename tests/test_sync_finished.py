@@ -664,6 +664,30 @@ def test_nesting_is_counted_outside_of_texts() -> None:
     assert why(with_text(f"[{quoted}, {nested(63)}]")) == ("too_deep", "")
 
 
+@given(
+    st.lists(st.sampled_from(["[" * 30, "{" * 5, "]" * 20, "}" * 7, '"', "\\", "a", "\n"])).map(
+        "".join
+    )
+)
+@example("[" * 65)
+@example('"[' * 65)
+def test_nesting_is_what_one_counts_character_by_character(text: str) -> None:
+    depth = deepest = 0
+    inside = escaped = False
+    for character in text:
+        if escaped:
+            escaped = False
+        elif inside:
+            escaped, inside = character == "\\", character != '"'
+        elif character == '"':
+            inside = True
+        else:
+            depth += (character in "[{") - (character in "]}")
+            deepest = max(deepest, depth)
+    found = decode(text.encode(), now=0) if text else None
+    assert (isinstance(found, Invalid) and found.reason == "too_deep") is (deepest > 64)
+
+
 @pytest.mark.parametrize("where", ["top", "job", "cursor", "unknown"])
 @pytest.mark.parametrize("again", ['"a": 1, "a": 1', '"a": 1, "\\u0061": 2', '"": 1, "": 2'])
 def test_a_name_that_stands_twice_is_refused_anywhere(where: str, again: str) -> None:

@@ -13,6 +13,7 @@ from worker.pipeline import Record, Verdict
 
 STEPS = ("decode", "store", "dead_letters", "commit")
 STEP = 100  # records read at once: about a millisecond
+STEP_BYTES = 512 * 1024  # in them; larger ones are read one by one: a megabyte may take 0.3 s
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,23 +42,24 @@ class Batch:
 
     def reading(self) -> Iterator[None]:
         """Read the records, some at a step."""
-        for start in range(len(self.reads), len(self.records), STEP):
+        while (start := len(self.reads)) < len(self.records):
             began, now = time.perf_counter(), time.time_ns() // 1000
             records = self.records[start : start + STEP]
+            if sum([len(record[5] or b"") for record in records]) > STEP_BYTES:
+                del records[1:]
             self.reads += [  # as `pipeline.read` does, which would be one call more for each
                 update(value, headers, now=now) for _, _, _, _, _, value, headers in records
             ]
             self.seconds["decode"] += time.perf_counter() - began
             yield
 
-    def read(self) -> None:
-        """Read what was not read yet, and again what is invalid: an event from the future ages."""
-        now = time.time_ns() // 1000
+    def reading_again(self) -> Iterator[None]:
+        """Read again what is invalid, one at a step: an event from the future ages."""
         for place, read in enumerate(self.reads):
             if isinstance(read, Invalid):
+                now = time.time_ns() // 1000
                 self.reads[place] = pipeline.read(self.records[place], now)
-        for _ in self.reading():
-            pass
+                yield
 
     @property
     def offsets(self) -> dict[TopicPartition, int]:

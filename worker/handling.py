@@ -1,9 +1,11 @@
 """What is done with a batch: verdicts from the store, dead letters, and the report at the end."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Protocol
 
 from schemas.dead_letter import DeadLetter
@@ -20,6 +22,8 @@ from worker.stores.base import MergingStore
 from worker.variables import variable
 
 log = get_logger(__name__)
+
+BREATH = 0.05  # seconds of reading until the event loop has its turn
 
 
 class Letters(Protocol):
@@ -54,7 +58,7 @@ class Handler:
 
     async def classify(self, batch: Batch) -> None:
         """Give every record its verdict; on a repeated attempt only those that had a bad one."""
-        batch.read()
+        await self._read(batch)
         again = batch.failures if batch.verdicts else range(len(batch.records))
         reads = [batch.reads[i] for i in again]
         started = time.perf_counter()
@@ -68,6 +72,15 @@ class Handler:
                 batch.verdicts[i] = verdict
         batch.failures = pipeline.failures(batch.verdicts)
         self._hold_back_a_flood(batch)
+
+    @staticmethod
+    async def _read(batch: Batch) -> None:
+        """Read what was not read yet; a member that says nothing meanwhile is thrown out."""
+        quiet_since = time.monotonic()
+        for _ in chain(batch.reading_again(), batch.reading()):
+            if time.monotonic() - quiet_since > BREATH:
+                await asyncio.sleep(0)
+                quiet_since = time.monotonic()
 
     def _hold_back_a_flood(self, batch: Batch) -> None:
         if batch.failures and (flood := self._breaker.trips(self._seen(batch, len(batch.records)))):

@@ -12,6 +12,7 @@ from tests.eventually import eventually
 from tests.hostile import STEERING, RawName, assert_harmless, write
 from tests.kafka import Record
 from tests.programs import Spawned
+from worker.batches import MAX_HEADERS
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 DIGITS = b"9" * 100_000
@@ -75,6 +76,34 @@ async def test_a_hostile_publisher_neither_stops_the_worker_nor_hides_a_record(
     assert int(dropped[0] or 0) > 7_000
     assert letters[2].headers[-1] == ("\ufffd\ufffd", b"x")
     assert letters[3].headers[-1] == (STEERING, STEERING.encode())
+
+
+async def test_values_that_take_long_to_read_do_not_cost_a_worker_its_membership(
+    stack: Stack,
+) -> None:
+    slow = Record(key=b"k", value=b'{"x": [' + b"[]," * 300_000)
+    await write(stack.kafka, stack.topics.source, [slow] * 34, "zstd")
+    worker = stack.worker(LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS="6000")
+    await stack.drained()
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended() == 0
+    assert "commit.dropped" not in worker.stderr
+    assert worker.stderr.count('"partitions.assigned"') == 1
+    letters = await stack.kafka.read_all(stack.topics.dlq)
+    reasons = [dict(letter.headers)["__dlq.errors.reason"] for letter in letters]
+    assert reasons == [b"invalid_json"] * 34
+
+
+async def test_as_many_headers_as_may_be_become_a_letter_and_do_not_fill_memory(
+    stack: Stack,
+) -> None:
+    crowded = Record(value=b"no JSON", headers=[("name", b"value")] * MAX_HEADERS)
+    await write(stack.kafka, stack.topics.source, [crowded], "zstd")
+    worker = stack.worker()
+    await stack.drained()
+    assert peak(worker) < 1.5 * ROOM
+    (letter,) = await stack.kafka.read_all(stack.topics.dlq)
+    assert int(dict(letter.headers)["__dlq.errors.headers_dropped"] or 0) > MAX_HEADERS - 10_000
 
 
 LARGE = [Record(value=good(2)[:-1] + b" " * 1_000_000 + b"}")] * 200
