@@ -172,11 +172,13 @@ def environment(**more: str) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class Table:
-    """Figures of contenders that took turns, each round against the first of them."""
+    """Figures of contenders that took turns, each round against the first of them, or another."""
 
     rounds: defaultdict[str, list[Figures]] = field(default_factory=lambda: defaultdict(list))
+    bases: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, figures: Figures) -> None:
+    def add(self, name: str, figures: Figures, *, of: str = "") -> None:
+        self.bases[name] = of or next(iter(self.rounds), name)
         self.rounds[name].append(figures)
         rate, cpu = figures["rate"], figures["cpu_us"]
         say(f"  {name}: {rate:,.0f}/s, {cpu:.1f} µs CPU, {figures['peak_mb']:.0f} MB")
@@ -186,17 +188,15 @@ class Table:
         return [mine[figure] / other[figure] for mine, other in pairs]
 
     def show(self) -> None:
-        first = next(iter(self.rounds))
-        print(
-            f"\n{'':24} {'events/s':>9}  {'of ' + first:<19} {'µs CPU':>6}  {'times':<19} {'MB':>4}"
-        )
+        print(f"\n{'':30} {'events/s':>9}  {'rate':<19} {'µs CPU':>6}  {'CPU':<19} {'MB':>4}  of")
         for name, rounds in self.rounds.items():
             rate, cpu, peak = (
                 statistics.median(each[figure] for each in rounds)
                 for figure in ("rate", "cpu_us", "peak_mb")
             )
-            speed, cost = (spread(self.ratios(name, first, f)) for f in ("rate", "cpu_us"))
-            print(f"{name:24} {rate:9,.0f}  {speed:<19} {cpu:6.1f}  {cost:<19} {peak:4.0f}")
+            base = self.bases[name]
+            speed, cost = (spread(self.ratios(name, base, f)) for f in ("rate", "cpu_us"))
+            print(f"{name:30} {rate:9,.0f}  {speed:<19} {cpu:6.1f}  {cost:<19} {peak:4.0f}  {base}")
 
 
 def spread(values: list[float]) -> str:
