@@ -669,6 +669,7 @@ def test_nesting_is_counted_outside_of_texts() -> None:
         "".join
     )
 )
+@example("[" * 64 + "][")
 @example("[" * 65)
 @example('"[' * 65)
 def test_nesting_is_what_one_counts_character_by_character(text: str) -> None:
