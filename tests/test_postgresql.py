@@ -25,7 +25,13 @@ from tests.proxy import Proxy
 from worker import errors, settings
 from worker.app import checks
 from worker.errors import MisconfiguredError, TransientError
-from worker.stores import ConnectorStore, open_store, postgresql_database, sql_merging
+from worker.stores import (
+    ConnectorStore,
+    open_store,
+    postgresql_database,
+    postgresql_driver,
+    sql_merging,
+)
 from worker.stores.migrations import HEAD, VERSION_TABLE
 from worker.stores.sql_merging import RejectedError
 from worker.stores.tables import CONNECTORS
@@ -380,27 +386,86 @@ async def test_rows_that_stay_locked_are_transient_after_a_while(
             await store.apply([update("a", 1, last_sync_error="x")])
 
 
-async def test_a_writer_that_stands_still_gives_its_locks_back(
-    database: str, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch, pin: Pin
+async def test_a_writer_that_stands_still_is_in_nobodys_way_and_merges_into_what_was_written(
+    store: ConnectorStore, database: str, psql: asyncpg.Connection, pin: Pin
 ) -> None:
-    await store.add(["a"])
+    await store.add(["a", "b", "c"])
+    batch = [
+        update("a", 1, last_sync_error="old"),
+        update("b", 1, last_sync_error="old", last_sync_status="error"),
+        update("c", 1, last_sync_error="old"),
+    ]
+    async with open_store(database) as standing:
+        with pin.on(standing):
+            applying = asyncio.create_task(standing.apply(batch))
+            await pin.reached.wait()
+            await store.apply([update(id_, 2, last_sync_error="new") for id_ in "ab"])
+            before = await psql.fetchval("SELECT xmin FROM connectors WHERE id = 'a'")
+            pin.release.set()
+            outcomes = await applying
+    assert [outcome.name for outcome in outcomes] == ["superseded", "applied", "applied"]
+    assert [(await fields_of(store, id_)) for id_ in "abc"] == [
+        {"last_sync_error": "new"},
+        {"last_sync_error": "new", "last_sync_status": "error"},
+        {"last_sync_error": "old"},
+    ]
+    assert await psql.fetchval("SELECT xmin FROM connectors WHERE id = 'a'") == before
+
+
+async def test_a_writer_that_stands_still_with_some_rows_written_gives_its_locks_back(
+    database: str, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.add(["a", "b"])
+    monkeypatch.setattr(postgresql_driver, "PART", 1)
     monkeypatch.setattr(
         postgresql_database, "SESSION", "SET idle_in_transaction_session_timeout = '200ms'"
     )
+    reached, release = asyncio.Event(), asyncio.Event()
+    load = postgresql_driver.PostgresqlDriver._load
+
+    async def standing(connection: asyncpg.Connection, ids: list[str]) -> Any:
+        if ids == ["b"]:
+            reached.set()
+            await release.wait()
+        return await load(connection, ids)
+
+    batch = [update(id_, 1, last_sync_error="old") for id_ in "ab"]
     async with open_store(database) as frozen:
-        with pin.on(frozen):
-            standing = asyncio.create_task(frozen.apply([update("a", 1, last_sync_error="old")]))
-            await pin.reached.wait()
-            await store.apply([update("a", 2, last_sync_error="new")])
-            pin.release.set()
-            with pytest.raises(TransientError):
-                await standing
-        assert await applied_again(frozen, [update("a", 1, last_sync_error="old")]) == [
-            "superseded"
-        ]
-    connector = await store.get("a")
+        with monkeypatch.context() as patched:
+            patched.setattr(frozen._driver, "_load", standing)  # type: ignore[attr-defined]
+            applying = asyncio.create_task(frozen.apply(batch))
+            await reached.wait()
+        await store.apply([update(id_, 2, last_sync_error="new") for id_ in "ab"])
+        release.set()
+        with pytest.raises(TransientError):
+            await applying
+        assert await applied_again(frozen, batch) == ["superseded", "superseded"]
+    assert await fields_of(store, "a") == {"last_sync_error": "new"}
+
+
+async def test_a_batch_of_few_connectors_is_two_statements(
+    store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.add(["a", "b"])
+    asked = []
+    for name in ("fetch", "execute"):
+        method = getattr(asyncpg.Connection, name)
+
+        async def noted(*of: Any, method: Any = method, **more: Any) -> Any:
+            asked.append(of[1].split()[0])
+            return await method(*of, **more)
+
+        monkeypatch.setattr(asyncpg.Connection, name, noted)
+    await store.apply([update("a", 0, last_sync_error="x")])  # which connects
+    asked.clear()
+    await store.apply([update(id_, 1, last_sync_error="x") for id_ in "ab"])
+    assert asked == ["SELECT", "UPDATE"]
+
+
+async def fields_of(store: ConnectorStore, connector_id: str) -> Any:
+    connector = await store.get(connector_id)
     assert connector is not None
-    assert connector.fields == {"last_sync_error": "new"}
+    return connector.fields
 
 
 # Errors

@@ -93,6 +93,22 @@ def test_rows_merge_as_the_rules_say(
         assert {**kept, **change} == after.fields
 
 
+@example([[FIRST]], [SECOND._replace(connector_id="c", at=2)], [AGAIN._replace(at=3)])
+@given(lives, batches_of_some, batches_of_some)
+def test_rows_that_others_wrote_in_between_are_merged_again(
+    life: list[list[Update] | int | str], others: list[Update], batch: list[Update]
+) -> None:
+    before = {id_: lived(life) for id_ in "cd"}
+    after = {**before, **fold_batch(before, others)[0]}
+    states, outcomes = fold_batch(after, batch)
+    merging = Merging(batch)
+    (ids,) = merging.parts(3) if batch else ([],)
+    merging.changes(ids, [row(id_, before[id_]) for id_ in ids if id_ in before])
+    changes = merging.changes(ids, [row(id_, after[id_]) for id_ in ids if id_ in after])
+    assert merging.outcomes() == outcomes
+    assert {values[-1] for _, values in changes} == states.keys()
+
+
 class Compared(str):
     """An id that counts how often it is compared with another."""
 

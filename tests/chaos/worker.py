@@ -146,6 +146,7 @@ def install(faults: Faults) -> None:
     if faults.bug == "lock_not_taken":
         event.listen(Engine, "before_cursor_execute", _without_lock, retval=True)
         vars(postgresql_driver)["_SELECT"] = _unlocked(postgresql_driver._SELECT)
+        vars(postgresql_driver)["_UNCHANGED"] = "true"
     if faults.bug == "reset_forgotten":
         vars(merge)["registered"] = lambda _: merge.State(fields={}, stamps={})
     opened = vars(stores)["open_merging_store"]

@@ -4,7 +4,7 @@ What SQLAlchemy adds to each statement is two thirds of the work for a batch of 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any
 
@@ -19,8 +19,9 @@ from worker.stores.rows import COUNTS, MERGING, STATE, TABLE, Merging, Row, assi
 PART = 500  # connectors at once: asyncpg never frees its first 2,000 records, wherever they lie
 
 _STAMPS = f"SELECT {MERGING} FROM {TABLE} WHERE id = ANY($1::text[])"  # noqa: S608  # nosec B608
-# Locked in one order everywhere: two writers would else wait for each other, each with one row.
-_SELECT = f"{_STAMPS} ORDER BY id FOR UPDATE"
+# No row is locked for as long as this process thinks: xmin is another one once a row was written.
+_SELECT = f"SELECT {MERGING}, xmin FROM {TABLE} WHERE id = ANY($1::text[]) ORDER BY id"  # noqa: S608  # nosec B608
+_UNCHANGED = f"{TABLE}.xmin = merged.version::xid"
 _ROW = f"SELECT {', '.join(STATE)} FROM {TABLE} WHERE id = $1"  # noqa: S608  # nosec B608
 
 # What is no text, by its column.
@@ -78,22 +79,31 @@ class PostgresqlDriver:
         self._merging, self._reading = merging, reading
 
     async def merge(self, updates: Sequence[Update]) -> list[Outcome]:
-        async with self._merging.taken() as connection:
-            # Not as a context manager, which would ask for a rollback whatever happened.
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                merging = Merging(updates)
-                for ids in merging.parts(PART):
-                    changes = merging.changes(ids, await self._load(connection, ids))
-                    if changes:
-                        statement, values = _update(*one_shape(changes))
-                        await connection.execute(statement, *values)
-            except _REFUSED:
-                await transaction.rollback()
-                raise
-            await transaction.commit()
-            return merging.outcomes()
+        merging = Merging(updates)
+        parts = list(merging.parts(PART))
+        async with (
+            self._merging.taken() as connection,
+            # A statement is one by itself; to begin and end another takes two round trips.
+            _transaction(connection) if len(parts) > 1 else nullcontext(),
+        ):
+            for ids in parts:
+                await self._merge(connection, merging, ids)
+        return merging.outcomes()
+
+    async def _merge(
+        self, connection: asyncpg.Connection, merging: Merging, ids: Sequence[str]
+    ) -> None:
+        """Read, merge and write, and again what others wrote in between."""
+        while ids:
+            rows = await self._load(connection, ids)
+            changes = merging.changes(ids, rows)
+            if not changes:
+                return
+            versions = {row[0]: row[3] for row in rows}
+            written = await connection.fetch(*_update(*one_shape(changes), versions))
+            if len(written) == len(changes):
+                return
+            ids = sorted({row[-1] for _, row in changes}.difference(*written))
 
     async def stamps(self, connector_ids: Collection[str]) -> Sequence[Row]:
         return await self._fetched(_STAMPS, list(connector_ids))
@@ -127,22 +137,41 @@ def received(row: Row) -> Row:
     return values
 
 
+@asynccontextmanager
+async def _transaction(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Not asyncpg's own block, which would ask for a rollback whatever happened."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except _REFUSED:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
+
+
 def _update(
     columns: Sequence[str],
     rows: Sequence[Row],
     mixed: bool,  # noqa: FBT001
-) -> tuple[str, list[str]]:
-    """Send a JSON array a column: asyncpg would ask of each element whether it is a container."""
+    versions: Mapping[str, int],
+) -> tuple[str, ...]:
+    """Give the statement, which returns the ids of what it wrote, and its values.
+
+    They are a JSON array a column: asyncpg would ask of each element whether it is a container.
+    They are in the order of the ids, as those of every writer: two would else wait for each other.
+    """
     bits = "merged.bits::bigint" if mixed else None
     settings = ", ".join(
         assignment(column, f"merged.{column}::{_KINDS.get(column, 'text')}", bits)
         for column in columns
     )
-    names = [*columns, *(["bits"] if mixed else []), "stamps", "id"]
+    names = [*columns, *(["bits"] if mixed else []), "stamps", "id", "version"]
     lists = ", ".join(f"json_array_elements_text(${n}::json)" for n, _ in enumerate(names, 1))
     statement = (
         f"UPDATE {TABLE} SET {settings}, stamps = merged.stamps::json"  # noqa: S608  # nosec B608
         f" FROM ROWS FROM ({lists}) AS merged ({', '.join(names)})"
-        f" WHERE {TABLE}.id = merged.id"
+        f" WHERE {TABLE}.id = merged.id AND {_UNCHANGED} RETURNING merged.id"
     )
-    return statement, [to_json(column).decode() for column in zip(*rows, strict=True)]
+    values = [*zip(*rows, strict=True), [versions[row[-1]] for row in rows]]
+    return statement, *(to_json(column).decode() for column in values)

@@ -31,7 +31,7 @@ COUNTS = ("last_deleted_document_count", "last_indexed_document_count")
 Row = Sequence[Any]  # values in the order of STATE, times as UTC text
 Change = tuple[tuple[str, ...], Row]  # columns; their values in a row, then its stamps and its id
 
-MERGING = f"{TABLE}.id, stamps, deleted_at IS NOT NULL"  # all that merging reads
+MERGING = f"{TABLE}.id, stamps, deleted_at IS NOT NULL"  # all of a state that merging reads
 _GROUP = 5  # elements of a group without absent values
 _NEVER = -(2**63)  # before every time
 _APPLIED = repeat(APPLIED)
@@ -77,7 +77,7 @@ def state_of(row: Row) -> State:
 
 def merging_state_of(row: Row) -> State:
     """Read what merging takes from a row of the columns of MERGING; each value is `KEPT`."""
-    _, stamps_text, gone = row
+    _, stamps_text, gone, *_ = row
     present, stamps = _read(stamps_text)
     return State(fields=dict.fromkeys(present, KEPT), stamps=stamps, deleted=gone)
 
@@ -98,10 +98,14 @@ class Merging:
         return (ids[start : start + size] for start in range(0, len(ids), size))
 
     def changes(self, ids: Collection[str], rows: Sequence[Row]) -> list[Change]:
-        """Merge into the rows that there are of these connectors."""
+        """Merge into the rows, which begin with MERGING, that there are of these connectors.
+
+        Where a row was written by another in between, this is called again with it as it is now.
+        """
         changes = []
         for row in rows:
             updates = self._of[row[0]]
+            self._others.pop(row[0], None)
             change = _overtaken(row, updates)
             if change is None:
                 change, outcomes = _folded(row, updates)
@@ -150,7 +154,7 @@ def _overtaken(row: Row, updates: Sequence[Update]) -> Change | None:
 
     Such an update, and most are, wins all of its fields whatever they hold.
     """
-    connector_id, stamps_text, gone = row
+    connector_id, stamps_text, gone, *_ = row
     if gone:
         return None
     groups = from_json(stamps_text, cache_strings=False)

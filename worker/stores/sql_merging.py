@@ -29,7 +29,8 @@ class RejectedError(Exception):
 class Driver(Protocol):
     """One database's driver; its errors come as they are.
 
-    A call that is cancelled while it merges has stored all or nothing.
+    A call that is cancelled while it merges has stored all or nothing, but for rows that others
+    wrote at the same time.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Driver(Protocol):
     turn: AbstractAsyncContextManager[Any]  # entered by this process's writers
 
     async def merge(self, updates: Sequence[Update]) -> list[Outcome]:
-        """Merge in one transaction."""
+        """Merge in one transaction; what others write meanwhile is neither lost nor overwritten."""
 
     async def stamps(self, connector_ids: Collection[str]) -> Sequence[Row]:
         """Read rows of `rows.MERGING`, and wait for no writer."""
