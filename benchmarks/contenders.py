@@ -282,8 +282,12 @@ async def faststream_batch(job: Job, meter: Meter) -> None:
 
 
 async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
-    """Apply by the statements of the plain loops, in FastStream's own consumer."""
-    from faststream.kafka import KafkaBroker  # noqa: PLC0415 - the dependency group `bench`
+    """Apply by the statements of the plain loops, and commit when that is done, as they do.
+
+    By default FastStream would commit on a timer what was fetched, whether it was applied or not.
+    """
+    from faststream import AckPolicy  # noqa: PLC0415 - the dependency group `bench`
+    from faststream.kafka import KafkaBroker  # noqa: PLC0415
 
     database = await asyncpg.connect(job.store)  # a pool would reset it after each statement
     await database.execute(TABLE.format(time="TIMESTAMPTZ"))
@@ -306,7 +310,12 @@ async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
 
     options: dict[str, Any] = {"max_records": BATCH} if batch else {}
     subscribed = broker.subscriber(
-        job.topic, group_id=job.group, auto_offset_reset="earliest", batch=batch, **options
+        job.topic,
+        group_id=job.group,
+        auto_offset_reset="earliest",
+        batch=batch,
+        ack_policy=AckPolicy.NACK_ON_ERROR,
+        **options,
     )
     subscribed(all_of if batch else each)
     async with broker:
