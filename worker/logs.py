@@ -113,14 +113,14 @@ class _AuditLines(logging.Formatter):
 
 
 def _json_lines(common: Line, lines: Sequence[Line], end: Line) -> str:
-    """The lines encoded in one call, a third of the time, and cut where one ends.
+    """The lines encoded in one call, a quarter of the time, and parted where one ends.
 
-    No text looks like such a place: JSON has no line break within a text.
+    No text looks like such a place: JSON has no control character within a text.
     """
     begin, rest = json.dumps(common)[:-1], json.dumps(end)[1:]
     encoded = json.dumps(lines, separators=("\n", ": "))[2:-2]
-    members = [each.replace("\n", ", ") for each in encoded.split("}\n{")]
-    return "\n".join(f"{begin}, {each}, {rest}" for each in members)
+    members = encoded.replace("}\n{", f", {rest}\0{begin}, ").replace("\n", ", ")
+    return f"{begin}, {members}, {rest}".replace("\0", "\n")
 
 
 def _each_pretty(*, colors: bool) -> Callable[[Line, Sequence[Line], Line], str]:

@@ -27,7 +27,7 @@ MOST_BYTES = 2 * 1024 * 1024  # of originals that are worked on at once
 KEPT_BYTES = 52 * 1024 * 1024  # of originals that the table keeps
 OBJECT = 150  # bytes that an original takes beside what is in it, and each of its headers
 AT_ONCE = 500  # records taken from the client's buffers: of more, the first leave the CPU's caches
-COLLECTED = 200_000  # new objects after which cycles are looked for; Python's own default is 700
+COLLECTED = 1_000_000  # new objects after which cycles are looked for; Python's own default is 700
 
 Progress = Callable[[int, int], None]  # records read, of how many
 

@@ -123,13 +123,8 @@ def verdict(letter: OpenLetter, found: Outcome | Invalid | Result) -> Result:
         return found
     if isinstance(found, Invalid):
         return Result(letter=letter, outcome="invalid", reason=found.reason, message=found.message)
-    failed = pipeline.failed(found)
-    return Result(
-        letter=letter,
-        outcome=found.name,
-        reason=pipeline.reason(found) if failed else letter.reason,
-        message=found.detail,
-    )
+    name = found.name
+    return Result(letter, name, letter.reason if name in RESOLVING else name, found.detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
