@@ -30,6 +30,7 @@ from worker.stores import (
     ConnectorStore,
     migrations,
     open_store,
+    rows,
     sql,
     sql_merging,
     sqlite_database,
@@ -252,6 +253,27 @@ async def test_a_batch_is_one_transaction(store: ConnectorStore, path: Path) -> 
     before = commits(path)
     assert {o.name for o in await store.apply(batch)} == {"applied"}
     assert commits(path) == before + 1
+
+
+async def test_it_leaves_time_from_when_all_is_written_until_it_is_committed(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = updates(3 * sqlite_driver.PART)
+    await store.add([u.connector_id for u in batch])
+    idle_at_parts = []
+
+    def noted(self: rows.Merging, *given: Any) -> list[rows.Change]:
+        time.sleep(0.02)  # for the event loop to hear of it
+        idle_at_parts.append(store.idle.is_set())
+        return changes(self, *given)
+
+    changes = rows.Merging.changes
+    monkeypatch.setattr(rows.Merging, "changes", noted)
+    idle = asyncio.create_task(store.idle.wait())
+    await store.apply(batch)
+    assert await asyncio.wait_for(idle, 1)
+    assert idle_at_parts == 3 * [False]
+    assert not store.idle.is_set()
 
 
 async def test_only_changed_connectors_are_written(store: ConnectorStore, path: Path) -> None:

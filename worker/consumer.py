@@ -23,7 +23,7 @@ from worker.lag import Lag
 from worker.logs import get_logger
 from worker.lookout import Lookout
 from worker.metrics import Cause
-from worker.reader import POLL, Reader
+from worker.reader import FULL, POLL, Reader
 from worker.retry import backoff, pause
 from worker.watchdog import Watchdog
 
@@ -32,8 +32,10 @@ log = get_logger(__name__)
 SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the batch in flight
 COMMIT_TIMEOUT = 5.0  # seconds
 # Bytes of a broker's answer, about: mostly a batch. All are of one partition, if it has so many,
-# for events of a connector share a key. With a remote store the next batch is in memory, too.
+# for events of a connector share a key. With a remote store the next batch is in memory, too, with
+# another as much of it as can be read while the disk is waited for.
 FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
+LITTLE_AHEAD = 4_000  # records
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
@@ -112,6 +114,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
     ) -> None:
         self._client, self._batch_size = client, batch_size
         self._reader = Reader(client, group=group, batch_size=batch_size, stop=stop)
+        full = batch_size * FULL
+        self._most_ahead = full if handler.remote else min(full, LITTLE_AHEAD)
         self._handler = handler
         self._watchdog = watchdog
         self._health, self._metrics = health, health.metrics
@@ -159,9 +163,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         self._lag.begun(batch)
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
-            if self._handler.remote and len(batch.records) >= self._batch_size * WORTHWHILE:
-                await self._reader.read_ahead(work)
-            await asyncio.wait({work}, timeout=SLOW)
+            slow_at = time.monotonic() + SLOW
+            if len(batch.records) >= self._batch_size * WORTHWHILE and await self._idle(work):
+                await self._reader.read_ahead(work, self._most_ahead)
+                slow_at = time.monotonic() + SLOW
+            await asyncio.wait({work}, timeout=slow_at - time.monotonic())
             if not work.done() and self._health.held is None:
                 log.warning("batch.slow", step=self._step, waiting_for=f"{self._step} to answer")
             while not work.done():
@@ -180,6 +186,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         except _Abandoned:
             self._hands_off = True
             log.info("batch.abandoned", records=len(batch.records), reason="stopping")
+
+    async def _idle(self, work: asyncio.Task[None]) -> bool:
+        """Wait until the store leaves time to read ahead, which it may not."""
+        idle = asyncio.create_task(self._handler.idle.wait(), name="idle")
+        await asyncio.wait({work, idle}, timeout=SLOW, return_when=asyncio.FIRST_COMPLETED)
+        return idle.done() or not idle.cancel()
 
     async def _end_work(self) -> None:
         if self._work is None:

@@ -53,8 +53,13 @@ class Handler:
 
     @property
     def remote(self) -> bool:
-        """Whether there is time beside the store's work, see `MergingStore.remote`."""
+        """See `MergingStore.remote`."""
         return self._store.remote
+
+    @property
+    def idle(self) -> asyncio.Event:
+        """See `MergingStore.idle`."""
+        return self._store.idle
 
     async def classify(self, batch: Batch) -> None:
         """Give every record its verdict; on a repeated attempt only those that had a bad one."""

@@ -19,6 +19,7 @@ POLL = 0.5  # seconds that one poll waits for records
 # A batch may take all that was fetched, and more comes after a moment.
 AHEAD = 1.0  # seconds that reading ahead may take, and its last poll a little longer
 AHEAD_POLL = 0.02  # seconds
+AHEAD_POLLED = 1_000  # records, read before more are polled
 FULL = 3 / 4  # of the most in a batch: enough
 LAST_POLL = 1.0  # seconds that one may take when the worker stops: a rebalance can block it
 REQUEST_TIMEOUT = 5.0  # seconds
@@ -36,6 +37,9 @@ class Reader:
         self.refused: LastSyncError | None = None  # what reading ahead came upon
 
     async def next(self) -> Batch | None:
+        """Give what was read ahead, filled up with what is here by now, or what a poll gives."""
+        if self._ahead and self._may_add(self._batch_size * FULL):
+            await self._add(0, self._batch_size)
         if self._ahead:
             batch, self._ahead = self._ahead, None
             return batch
@@ -44,8 +48,8 @@ class Reader:
         polled = await self.poll(POLL)
         return Batch.of(polled) if polled else None
 
-    async def read_ahead(self, work: asyncio.Task[None]) -> None:
-        """Fetch and read the next batch while another process does the work of this one.
+    async def read_ahead(self, work: asyncio.Task[None], most: float) -> None:
+        """Fetch and read the next batch, or so much of it, while the work of this one goes on.
 
         What ends the worker waits in `refused` for what stands before it: a person who sets the
         offset behind what cannot be read takes all before it for done.
@@ -53,20 +57,27 @@ class Reader:
         batches.make_room()
         clock = asyncio.get_running_loop().time
         until = clock() + AHEAD
-        while not (work.done() or self.refused or self._stop.is_set()) and clock() < until:
-            read = len(self._ahead.records) if self._ahead else 0
-            if read >= self._batch_size * FULL or not batches.has_room():
-                return  # what another partition has would be for other connectors
-            try:
-                polled = await self._poll(AHEAD_POLL, self._batch_size - read)
-            except (MisconfiguredError, OffsetsLostError) as error:
-                self.refused = error
-                return
-            if polled:  # a revocation may have it forgotten meanwhile
-                self._ahead = ahead = self._ahead or Batch()
-                ahead.add(polled)
+        while not work.done() and clock() < until and self._may_add(most):
+            await self._add(AHEAD_POLL, AHEAD_POLLED)
+            if ahead := self._ahead:
                 for _ in ahead.reading():
                     await asyncio.sleep(0)  # the batch in flight goes first
+
+    def _may_add(self, most: float) -> bool:
+        """Whether there are fewer ahead. What another partition has is for other connectors."""
+        read = len(self._ahead.records) if self._ahead else 0
+        return read < most and batches.has_room() and not (self.refused or self._stop.is_set())
+
+    async def _add(self, seconds: float, most: int) -> None:
+        read = len(self._ahead.records) if self._ahead else 0
+        try:
+            polled = await self._poll(seconds, min(most, self._batch_size - read))
+        except (MisconfiguredError, OffsetsLostError) as error:
+            self.refused = error
+            return
+        if polled:  # a revocation may have what was ahead forgotten meanwhile
+            self._ahead = self._ahead or Batch()
+            self._ahead.add(polled)
 
     async def poll(self, seconds: float) -> dict[TopicPartition, list[Record]]:
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""

@@ -48,6 +48,7 @@ class Pinned:
     def __init__(self, store: ConnectorStore) -> None:
         self._store = store
         self.store_id, self.remote, self.most = store.store_id, store.remote, store.most
+        self.idle = asyncio.Event()
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -58,6 +59,11 @@ class Pinned:
         self.preview, self.add, self.delete = store.preview, store.add, store.delete
         self.get, self.connectors, self.describe = store.get, store.connectors, store.describe
         self.verify = store.verify
+
+    def leave_time(self) -> None:
+        """As one does whose work is done by another process."""
+        self.remote = True
+        self.idle.set()
 
     async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
         self.attempts += 1
@@ -82,6 +88,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
         self.listed_partitions = self.records = 0
         self.commit_error: Exception | None = None
         self.read_ahead_error: Exception | None = None
+        self.read_on_error: Exception | None = None
         self.ends_unknown = False
         self.made.append(self)
 
@@ -93,6 +100,8 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
                 return {}
             if self.read_ahead_error and options["timeout_ms"] == AHEAD_POLL * 1000:
                 raise self.read_ahead_error
+            if self.read_on_error and options["timeout_ms"] == 0:
+                raise self.read_on_error
             polled = await super().getmany(*partitions, **options)
         except asyncio.CancelledError:
             self.cancelled_polls += 1
@@ -333,7 +342,7 @@ async def test_a_revocation_waits_for_the_batch_in_flight_and_its_commit(
 async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committed(
     kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
 ) -> None:
-    store.remote = True
+    store.leave_time()
     await kafka.produce(topic.source, [event("a", 4 * n) for n in range(6)])
     first = store.gate = asyncio.Event()
     async with working(settings_for(kafka, topic, batch_size=2), store):
@@ -346,6 +355,80 @@ async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committ
         store.gate.set()
         await eventually(committed_all(kafka, topic))
     assert store.seen == [f"e-{4 * n}" for n in range(6)]
+
+
+async def test_a_part_of_the_next_batch_is_read_while_the_disk_is_waited_for(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "LITTLE_AHEAD", 3)
+    monkeypatch.setattr(reader, "AHEAD", 60.0)
+    monkeypatch.setattr(reader, "AHEAD_POLLED", 2)
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic, batch_size=16), store):
+        await store.entered.wait()
+        await kafka.produce(topic.source, [event("a", 4 * n) for n in range(1, 13)])
+        await asyncio.sleep(0.2)
+        assert clients[0].records == 1  # the store needs the processor
+        store.idle.set()
+        await eventually(lambda: clients[0].records == 5)  # two at a time, until there are three
+        await asyncio.sleep(0.2)
+        assert clients[0].records == 5
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+    assert store.sizes == [1, 12]
+    assert store.seen == [f"e-{4 * n}" for n in range(13)]
+
+
+async def test_a_store_that_leaves_no_time_is_polled_beside_as_soon_as_others(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "SLOW", 2.0)
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic, batch_size=16), store):
+        await store.entered.wait()
+        began = asyncio.get_running_loop().time()
+        await eventually(clients[0].paused)
+        assert asyncio.get_running_loop().time() - began < 3.5
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+
+
+async def test_what_cannot_be_read_of_the_rest_of_a_batch_waits_for_what_was_read(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "AHEAD", 60.0)
+    monkeypatch.setattr(consumer, "LITTLE_AHEAD", 2)
+    store.idle.set()
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+
+    async def met_a_bomb() -> None:
+        async with working(settings_for(kafka, topic, batch_size=8), store) as worker:
+            await store.entered.wait()
+            await kafka.produce(topic.source, [event("a", 4 * n) for n in range(1, 3)])
+            await eventually(lambda: clients[0].records == 3)
+            clients[0].read_on_error = MisconfiguredError("a bomb")
+            store.gate.set()
+            await worker.task
+
+    with pytest.raises(MisconfiguredError, match="a bomb"):
+        await met_a_bomb()
+    assert store.sizes == [1, 2]
+    assert await kafka.committed(topic.group, topic.source) == {0: 3, 1: 0, 2: 0, 3: 0}
 
 
 async def test_a_batch_has_no_more_records_than_the_store_takes(
@@ -376,7 +459,7 @@ async def test_reading_ahead_goes_on_until_the_next_batch_is_full_enough(
     sizes: list[int],
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
-    store.remote = True
+    store.leave_time()
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
     async with working(settings_for(kafka, topic, batch_size=16), store):
@@ -393,7 +476,7 @@ async def test_reading_ahead_goes_on_until_the_next_batch_is_full_enough(
 async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
     kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
 ) -> None:
-    store.remote = True
+    store.leave_time()
     store.gate.clear()
 
     async def met_a_bomb() -> None:
@@ -420,7 +503,7 @@ async def test_what_was_read_ahead_of_what_cannot_be_read_is_done_first(
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
     monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
-    store.remote = True
+    store.leave_time()
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
 
@@ -448,7 +531,7 @@ async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
-    store.remote = True
+    store.leave_time()
     await kafka.produce(topic.source, [event("a", n) for n in range(8)])
     store.gate.clear()
     async with open_store("memory://") as other:

@@ -1,5 +1,6 @@
 """The port that every connector store implements."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,11 @@ class MergingStore(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether another process does most of the work, so that this one has time meanwhile."""
+        """Whether another process does most of the work."""
+
+    @property
+    def idle(self) -> asyncio.Event:
+        """Set while `apply` waits for another process, or for the disk, and this one has time."""
 
     @property
     def most(self) -> int:

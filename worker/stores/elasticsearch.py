@@ -70,10 +70,16 @@ class ElasticsearchStore:
         self._book = book
         self._version = version
         self._slots = asyncio.Semaphore(concurrency)
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def remote(self) -> bool:
         return True
+
+    @property
+    def idle(self) -> asyncio.Event:
+        return self._idle
 
     @property
     def most(self) -> int:

@@ -35,6 +35,7 @@ class Driver(Protocol):
 
     name: str
     remote: bool
+    idle: asyncio.Event
     most: int  # updates at once: a batch, of which there are two in memory with a remote one
     refusals: tuple[type[Exception], ...]  # raised for content that cannot be sent
     turn: AbstractAsyncContextManager[Any]  # entered by this process's writers
@@ -75,6 +76,10 @@ class SqlMergingStore:
     @property
     def remote(self) -> bool:
         return self._driver.remote
+
+    @property
+    def idle(self) -> asyncio.Event:
+        return self._driver.idle
 
     @property
     def most(self) -> int:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, closing
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -63,14 +64,17 @@ class SqliteDriver:
     def __init__(self, *, merging: Line, reading: Line) -> None:
         # Waiting for each other inside SQLite would be by polling.
         self.turn: AbstractAsyncContextManager[Any] = asyncio.Lock()
+        self.idle = asyncio.Event()
         self._merging, self._reading = merging, reading
 
     async def merge(self, updates: Sequence[Update]) -> list[Outcome]:
         given_up = threading.Event()
+        on_commit = partial(asyncio.get_running_loop().call_soon_threadsafe, self.idle.set)
         try:
-            return await self._merging.do(self._merge, updates, given_up)
+            return await self._merging.do(self._merge, updates, given_up, on_commit)
         finally:
             given_up.set()
+            self.idle.clear()
 
     async def stamps(self, connector_ids: Collection[str]) -> Sequence[Row]:
         return await self._reading.do(self._load, list(connector_ids))
@@ -88,6 +92,7 @@ class SqliteDriver:
         connection: sqlite3.Connection,
         updates: Sequence[Update],
         given_up: threading.Event,
+        on_commit: Callable[[], object],
     ) -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         with connection:  # which commits, or rolls back
@@ -98,6 +103,7 @@ class SqliteDriver:
                     connection.executemany(*_update(*one_shape(changes)))
             if given_up.is_set():
                 connection.rollback()
+            on_commit()
         return merging.outcomes()
 
     @staticmethod
