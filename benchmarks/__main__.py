@@ -62,7 +62,7 @@ SMALL = Size(
     rounds=3, events=150_000, memory=400_000, letters=10_000, seconds=5, connectors=100_000
 )
 FULL = Size(
-    rounds=5, events=400_000, memory=6_000_000, letters=100_000, seconds=20, connectors=1_000_000
+    rounds=5, events=400_000, memory=2_000_000, letters=100_000, seconds=20, connectors=1_000_000
 )
 
 
@@ -211,6 +211,13 @@ def connectors(stage: Stage, size: Size) -> None:
 def memory(stage: Stage, size: Size) -> None:
     """Resident memory of `last-sync run --drain` itself, over a long drain."""
     load = Load(events=size.memory)
+    peaks, slopes = zip(*(remembered(stage, load) for _ in range(size.rounds)), strict=True)
+    print(f"\n{size.memory:,} events: peak {spread(peaks)} MB resident", end="")
+    print(f", slope {spread(slopes)} MB a minute")
+
+
+def remembered(stage: Stage, load: Load) -> tuple[float, float]:
+    """The most megabytes at any time, and what is added to them a minute."""
     topics, store = stage.topic(load), stage.store("sqlite", load)
     process = subprocess.Popen(
         [LAST_SYNC, "run", "--drain"],
@@ -236,25 +243,37 @@ def memory(stage: Stage, size: Size) -> None:
     assert process.returncode == 0
     later = seen[len(seen) // 3 :]  # it has warmed up by then
     slope = statistics.linear_regression(*zip(*later, strict=True)).slope * 60
-    print(f"\n{size.memory:,} events: peak {peak:.0f} MB resident, slope {slope:+.2f} MB a minute")
+    say(f"  peak {peak:.0f} MB resident, slope {slope:+.1f} MB a minute")
+    return peak, slope
 
 
 def elastic(stage: Stage, size: Size) -> None:
     """The Elasticsearch store: many connectors, and so few that a batch folds."""
-    print(f"\n{'':24} {'events/s':>9} {'requests an event':>18} {'in flight':>10} {'µs CPU':>7}")
-    for count in (10_000, 1_000):
-        load = Load(events=size.events // 10, connectors=count)
-        server = SlowElasticsearch()
-        with in_a_thread(server):
-            store = f"elasticsearch+{server.url}"
-            in_a_loop(register, store, load)
-            server.begin()
-            figures = stage.run("worker", load, store=store)
-            requests = len(server.requests) / load.events
+    titles = ("events/s", "µs CPU", "requests an event", "in flight")
+    found: dict[int, list[list[float]]] = {10_000: [], 1_000: []}
+    for _ in range(size.rounds):
+        for count, rounds in found.items():
+            rounds.append(served(stage, Load(events=size.events // 10, connectors=count)))
+            shown = "; ".join(map("{}: {:.2f}".format, titles, rounds[-1]))
+            say(f"  {count:,} connectors: {shown}")
+    print(f"\n{'':18}", *map("{:>24}".format, titles))
+    for count, rounds in found.items():
         print(
-            f"{count:,} connectors".ljust(24) + f" {figures['rate']:9,.0f} {requests:18.2f}"
-            f" {server.in_flight:10.1f} {figures['cpu_us']:7.0f}"
+            f"{f'{count:,} connectors':18}",
+            *(f"{spread(f):>24}" for f in zip(*rounds, strict=True)),
         )
+
+
+def served(stage: Stage, load: Load) -> list[float]:
+    """Events a second, CPU an event in microseconds, requests an event, requests in flight."""
+    server = SlowElasticsearch()
+    with in_a_thread(server):
+        store = f"elasticsearch+{server.url}"
+        in_a_loop(register, store, load)
+        server.begin()
+        figures = stage.run("worker", load, store=store)
+        requests = len(server.requests) / load.events
+    return [figures["rate"], figures["cpu_us"], requests, server.in_flight]
 
 
 def delays(stage: Stage, size: Size) -> None:

@@ -14,15 +14,16 @@ LATENCY = 0.02  # seconds; longer than the fake itself takes, so that it is what
 
 
 class SlowElasticsearch(FakeElasticsearch):
-    """Answers after `LATENCY`; notes the updates of connectors that are in flight."""
+    """Answers after `LATENCY` once told to; notes the updates that are in flight from then on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begin()
+        self.begin(latency=0)
 
-    def begin(self) -> None:
+    def begin(self, latency: float = LATENCY) -> None:
         """Forget what was noted."""
         self.requests.clear()
+        self._latency = latency
         self._in_flight, self._busy, self._area = 0, 0.0, 0.0
         self._moved_at = time.perf_counter()
 
@@ -35,7 +36,7 @@ class SlowElasticsearch(FakeElasticsearch):
         an_update = scope["path"].endswith("/_last_sync")
         self._move(an_update)
         try:
-            await asyncio.sleep(LATENCY)
+            await asyncio.sleep(self._latency)
             await super()._app(scope, receive, send)
         finally:
             self._move(-an_update)
