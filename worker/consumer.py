@@ -35,7 +35,7 @@ COMMIT_TIMEOUT = 5.0  # seconds
 # for events of a connector share a key. With a remote store the next batch is in memory, too, with
 # another as much of it as can be read while the disk is waited for.
 FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
-LITTLE_AHEAD = 4_000  # records
+SHARE_AHEAD = 1 / 5  # of the records in hand: few where they are large
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
@@ -114,8 +114,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
     ) -> None:
         self._client, self._batch_size = client, batch_size
         self._reader = Reader(client, group=group, batch_size=batch_size, stop=stop)
-        full = batch_size * FULL
-        self._most_ahead = full if handler.remote else min(full, LITTLE_AHEAD)
         self._handler = handler
         self._watchdog = watchdog
         self._health, self._metrics = health, health.metrics
@@ -165,7 +163,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         try:
             slow_at = time.monotonic() + SLOW
             if len(batch.records) >= self._batch_size * WORTHWHILE and await self._idle(work):
-                await self._reader.read_ahead(work, self._most_ahead)
+                full = self._batch_size * FULL
+                most = full if self._handler.remote else len(batch.records) * SHARE_AHEAD
+                await self._reader.read_ahead(work, most)
                 slow_at = time.monotonic() + SLOW
             await asyncio.wait({work}, timeout=slow_at - time.monotonic())
             if not work.done() and self._health.held is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from math import ceil
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -58,7 +59,7 @@ class Reader:
         clock = asyncio.get_running_loop().time
         until = clock() + AHEAD
         while not work.done() and clock() < until and self._may_add(most):
-            await self._add(AHEAD_POLL, AHEAD_POLLED)
+            await self._add(AHEAD_POLL, min(AHEAD_POLLED, ceil(most)))
             if ahead := self._ahead:
                 for _ in ahead.reading():
                     await asyncio.sleep(0)  # the batch in flight goes first

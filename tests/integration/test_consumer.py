@@ -364,24 +364,23 @@ async def test_a_part_of_the_next_batch_is_read_while_the_disk_is_waited_for(
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "LITTLE_AHEAD", 3)
     monkeypatch.setattr(reader, "AHEAD", 60.0)
     monkeypatch.setattr(reader, "AHEAD_POLLED", 2)
     store.gate.clear()
-    await kafka.produce(topic.source, [event("a", 0)])
+    await kafka.produce(topic.source, [event("a", 4 * n) for n in range(15)])
     async with working(settings_for(kafka, topic, batch_size=16), store):
         await store.entered.wait()
-        await kafka.produce(topic.source, [event("a", 4 * n) for n in range(1, 13)])
+        await kafka.produce(topic.source, [event("a", 4 * n) for n in range(15, 27)])
         await asyncio.sleep(0.2)
-        assert clients[0].records == 1  # the store needs the processor
+        assert clients[0].records == 15  # the store needs the processor
         store.idle.set()
-        await eventually(lambda: clients[0].records == 5)  # two at a time, until there are three
+        await eventually(lambda: clients[0].records == 19)  # two at a time, until there are three
         await asyncio.sleep(0.2)
-        assert clients[0].records == 5
+        assert clients[0].records == 19
         store.gate.set()
         await eventually(committed_all(kafka, topic))
-    assert store.sizes == [1, 12]
-    assert store.seen == [f"e-{4 * n}" for n in range(13)]
+    assert store.sizes == [15, 12]
+    assert store.seen == [f"e-{4 * n}" for n in range(27)]
 
 
 async def test_a_store_that_leaves_no_time_is_polled_beside_as_soon_as_others(
@@ -411,7 +410,6 @@ async def test_what_cannot_be_read_of_the_rest_of_a_batch_waits_for_what_was_rea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
-    monkeypatch.setattr(consumer, "LITTLE_AHEAD", 2)
     store.idle.set()
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
@@ -420,15 +418,15 @@ async def test_what_cannot_be_read_of_the_rest_of_a_batch_waits_for_what_was_rea
         async with working(settings_for(kafka, topic, batch_size=8), store) as worker:
             await store.entered.wait()
             await kafka.produce(topic.source, [event("a", 4 * n) for n in range(1, 3)])
-            await eventually(lambda: clients[0].records == 3)
+            await eventually(lambda: clients[0].records == 2)
             clients[0].read_on_error = MisconfiguredError("a bomb")
             store.gate.set()
             await worker.task
 
     with pytest.raises(MisconfiguredError, match="a bomb"):
         await met_a_bomb()
-    assert store.sizes == [1, 2]
-    assert await kafka.committed(topic.group, topic.source) == {0: 3, 1: 0, 2: 0, 3: 0}
+    assert store.sizes == [1, 1]
+    assert await kafka.committed(topic.group, topic.source) == {0: 2, 1: 0, 2: 0, 3: 0}
 
 
 async def test_a_batch_has_no_more_records_than_the_store_takes(
