@@ -255,25 +255,74 @@ async def test_a_batch_is_one_transaction(store: ConnectorStore, path: Path) -> 
     assert commits(path) == before + 1
 
 
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Hold the commits of batches while it is not set."""
+    gate = threading.Event()
+    gate.set()
+
+    def held(statement: str) -> None:
+        if statement == "COMMIT":
+            gate.wait(5)
+
+    def set_up(connection: Any, *_: Any) -> None:
+        as_it_is(connection)
+        if isinstance(connection, sqlite3.Connection):
+            connection.set_trace_callback(held)
+
+    as_it_is = sqlite_database.set_up
+    monkeypatch.setattr(sqlite_database, "set_up", set_up)
+    return gate
+
+
 async def test_it_leaves_time_from_when_all_is_written_until_it_is_committed(
-    store: Any, monkeypatch: pytest.MonkeyPatch
+    gate: threading.Event, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = updates(3 * sqlite_driver.PART)
     await store.add([u.connector_id for u in batch])
-    idle_at_parts = []
+    at_parts = []
 
     def noted(self: rows.Merging, *given: Any) -> list[rows.Change]:
         time.sleep(0.02)  # for the event loop to hear of it
-        idle_at_parts.append(store.idle.is_set())
+        at_parts.append(store.leaves_time.is_set())
         return changes(self, *given)
 
     changes = rows.Merging.changes
     monkeypatch.setattr(rows.Merging, "changes", noted)
-    idle = asyncio.create_task(store.idle.wait())
-    await store.apply(batch)
-    assert await asyncio.wait_for(idle, 1)
-    assert idle_at_parts == 3 * [False]
-    assert not store.idle.is_set()
+    asyncio.get_running_loop().set_debug(True)  # which tells what a thread may not do
+    gate.clear()
+    applying = asyncio.create_task(store.apply(batch))
+    await asyncio.wait_for(store.leaves_time.wait(), 4)
+    assert not applying.done()
+    gate.set()
+    await applying
+    assert at_parts == 3 * [False]
+    assert not store.leaves_time.is_set()
+
+
+async def test_it_leaves_no_time_after_a_call_that_was_given_up(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = updates(sqlite_driver.PART)
+    await store.add([u.connector_id for u in batch])
+    merging, gate = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def held(self: rows.Merging, *given: Any) -> list[rows.Change]:
+        loop.call_soon_threadsafe(merging.set)
+        gate.wait(5)
+        return changes(self, *given)
+
+    changes = rows.Merging.changes
+    monkeypatch.setattr(rows.Merging, "changes", held)
+    applying = asyncio.create_task(store.apply(batch))
+    await merging.wait()
+    applying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await applying
+    gate.set()
+    await store._driver._merging.do(lambda _: None)  # until that one is done
+    assert not store.leaves_time.is_set()
 
 
 async def test_only_changed_connectors_are_written(store: ConnectorStore, path: Path) -> None:

@@ -23,19 +23,18 @@ from worker.lag import Lag
 from worker.logs import get_logger
 from worker.lookout import Lookout
 from worker.metrics import Cause
-from worker.reader import FULL, POLL, Reader
+from worker.reader import AHEAD, FULL, POLL, Reader
 from worker.retry import backoff, pause
 from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
 
-SLOW = 3.0  # seconds, after reading ahead, until polling goes on without the batch in flight
+SLOW = 3.0  # seconds, and those of reading ahead, until polls go on without the batch in flight
 COMMIT_TIMEOUT = 5.0  # seconds
 # Bytes of a broker's answer, about: mostly a batch. All are of one partition, if it has so many,
-# for events of a connector share a key. With a remote store the next batch is in memory, too, with
-# another as much of it as can be read while the disk is waited for.
+# for events of a connector share a key. With a remote store the next batch is in memory, too.
 FETCH, FETCH_AHEAD = 8_192 * 1024, 4_608 * 1024
-SHARE_AHEAD = 1 / 5  # of the records in hand: few where they are large
+SHARE_AHEAD = 1 / 5  # of the records in hand, beside a store that is not remote
 NEVER = 3_600.0  # seconds
 WORTHWHILE = 1 / 16  # of the most in a batch, from which on reading ahead pays: large ones are few
 # A client has one request at a broker. While it waits there for records of idle partitions, a busy
@@ -162,11 +161,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
         work = self._work = asyncio.create_task(self._finish(batch), name="batch")
         try:
             slow_at = time.monotonic() + SLOW
-            if len(batch.records) >= self._batch_size * WORTHWHILE and await self._idle(work):
+            if len(batch.records) >= self._batch_size * WORTHWHILE and await self._has_time(work):
                 full = self._batch_size * FULL
                 most = full if self._handler.remote else len(batch.records) * SHARE_AHEAD
                 await self._reader.read_ahead(work, most)
-                slow_at = time.monotonic() + SLOW
+                slow_at += AHEAD
             await asyncio.wait({work}, timeout=slow_at - time.monotonic())
             if not work.done() and self._health.held is None:
                 log.warning("batch.slow", step=self._step, waiting_for=f"{self._step} to answer")
@@ -187,11 +186,14 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka shi
             self._hands_off = True
             log.info("batch.abandoned", records=len(batch.records), reason="stopping")
 
-    async def _idle(self, work: asyncio.Task[None]) -> bool:
-        """Wait until the store leaves time to read ahead, which it may not."""
-        idle = asyncio.create_task(self._handler.idle.wait(), name="idle")
-        await asyncio.wait({work, idle}, timeout=SLOW, return_when=asyncio.FIRST_COMPLETED)
-        return idle.done() or not idle.cancel()
+    async def _has_time(self, work: asyncio.Task[None]) -> bool:
+        """Wait until the store leaves time to read ahead; false where it did not."""
+        time_left = asyncio.create_task(self._handler.leaves_time.wait(), name="time-left")
+        try:
+            await asyncio.wait({work, time_left}, timeout=SLOW, return_when=asyncio.FIRST_COMPLETED)
+            return time_left.done()
+        finally:
+            time_left.cancel()
 
     async def _end_work(self) -> None:
         if self._work is None:

@@ -57,9 +57,9 @@ class Handler:
         return self._store.remote
 
     @property
-    def idle(self) -> asyncio.Event:
-        """See `MergingStore.idle`."""
-        return self._store.idle
+    def leaves_time(self) -> asyncio.Event:
+        """See `MergingStore.leaves_time`."""
+        return self._store.leaves_time
 
     async def classify(self, batch: Batch) -> None:
         """Give every record its verdict; on a repeated attempt only those that had a bad one."""

@@ -41,6 +41,8 @@ class Reader:
         """Give what was read ahead, filled up with what is here by now, or what a poll gives."""
         if self._ahead and self._may_add(self._batch_size * FULL):
             await self._add(0, self._batch_size)
+            if self._stop.is_set():
+                return None
         if self._ahead:
             batch, self._ahead = self._ahead, None
             return batch
@@ -82,7 +84,8 @@ class Reader:
 
     async def poll(self, seconds: float) -> dict[TopicPartition, list[Record]]:
         """Never cancelled while the worker goes on: that would break aiokafka's poll timer."""
-        batches.make_room()
+        if not self._ahead:  # which took its part of it
+            batches.make_room()
         return await self._poll(seconds, self._batch_size)
 
     async def _poll(self, seconds: float, most: int) -> dict[TopicPartition, list[Record]]:

@@ -86,6 +86,10 @@ async def test_applying_again_changes_nothing(store: ConnectorStore, other: Conn
     assert await fields_of(store, "a") == {"last_sync_error": "x"}
 
 
+async def test_a_remote_store_always_leaves_time(store: ConnectorStore) -> None:
+    assert store.leaves_time.is_set() == store.remote
+
+
 async def test_an_empty_batch_has_no_outcomes(store: ConnectorStore) -> None:
     assert await store.apply([]) == []
     assert await store.preview([]) == []

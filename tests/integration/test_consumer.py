@@ -16,12 +16,13 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import CommitFailedError
 
-from schemas.updates import Update
+from schemas.reasons import Invalid
+from schemas.updates import Update, update
 from tests.brokers import Broker
 from tests.conftest import MakeBroker
 from tests.eventually import eventually
 from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, Topics
-from worker import consumer, dead_letters, lookout, reader
+from worker import batch, batches, consumer, dead_letters, lookout, reader
 from worker.app import running
 from worker.batch import Batch
 from worker.errors import MisconfiguredError, StalledError, TransientError
@@ -48,7 +49,7 @@ class Pinned:
     def __init__(self, store: ConnectorStore) -> None:
         self._store = store
         self.store_id, self.remote, self.most = store.store_id, store.remote, store.most
-        self.idle = asyncio.Event()
+        self.leaves_time = asyncio.Event()
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -60,10 +61,10 @@ class Pinned:
         self.get, self.connectors, self.describe = store.get, store.connectors, store.describe
         self.verify = store.verify
 
-    def leave_time(self) -> None:
+    def be_remote(self) -> None:
         """As one does whose work is done by another process."""
         self.remote = True
-        self.idle.set()
+        self.leaves_time.set()
 
     async def apply(self, updates: Sequence[Update]) -> list[Outcome]:
         self.attempts += 1
@@ -90,6 +91,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
         self.read_ahead_error: Exception | None = None
         self.read_on_error: Exception | None = None
         self.ends_unknown = False
+        self.linger = 0.0  # seconds that an answer about ends takes
         self.made.append(self)
 
     async def getmany(self, *partitions: Any, **options: Any) -> Any:
@@ -115,6 +117,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
     async def end_offsets(self, partitions: Any) -> Any:
         if self.ends_unknown:
             await asyncio.Event().wait()
+        await asyncio.sleep(self.linger)
         return await super().end_offsets(partitions)
 
     async def commit(self, offsets: Any = None) -> None:
@@ -342,7 +345,7 @@ async def test_a_revocation_waits_for_the_batch_in_flight_and_its_commit(
 async def test_while_a_remote_store_works_the_next_batch_is_read_and_not_committed(
     kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
 ) -> None:
-    store.leave_time()
+    store.be_remote()
     await kafka.produce(topic.source, [event("a", 4 * n) for n in range(6)])
     first = store.gate = asyncio.Event()
     async with working(settings_for(kafka, topic, batch_size=2), store):
@@ -366,6 +369,13 @@ async def test_a_part_of_the_next_batch_is_read_while_the_disk_is_waited_for(
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
     monkeypatch.setattr(reader, "AHEAD_POLLED", 2)
+    read: list[bytes] = []
+
+    def noted(value: bytes, *more: Any, **options: Any) -> Update | Invalid:
+        read.append(value)
+        return update(value, *more, **options)
+
+    monkeypatch.setattr(batch, "update", noted)
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 4 * n) for n in range(15)])
     async with working(settings_for(kafka, topic, batch_size=16), store):
@@ -373,14 +383,65 @@ async def test_a_part_of_the_next_batch_is_read_while_the_disk_is_waited_for(
         await kafka.produce(topic.source, [event("a", 4 * n) for n in range(15, 27)])
         await asyncio.sleep(0.2)
         assert clients[0].records == 15  # the store needs the processor
-        store.idle.set()
-        await eventually(lambda: clients[0].records == 19)  # two at a time, until there are three
+        store.leaves_time.set()
+        await eventually(lambda: len(read) == 19)  # two at a time, until there are three
         await asyncio.sleep(0.2)
-        assert clients[0].records == 19
+        assert clients[0].records == len(read) == 19
         store.gate.set()
         await eventually(committed_all(kafka, topic))
     assert store.sizes == [15, 12]
     assert store.seen == [f"e-{4 * n}" for n in range(27)]
+
+
+async def test_a_few_records_are_no_reason_to_read_ahead(
+    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+) -> None:
+    store.be_remote()
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic, batch_size=32), store):
+        await store.entered.wait()
+        await kafka.produce(topic.source, [event("a", 4)])
+        await asyncio.sleep(0.2)
+        assert clients[0].records == 1
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+
+
+async def test_a_store_that_leaves_no_time_is_not_waited_for(
+    kafka: Kafka, topic: Topics, store: Pinned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "SLOW", 60.0)
+    await kafka.produce(topic.source, [event("a", 4 * n) for n in range(2)])
+    async with working(settings_for(kafka, topic, batch_size=2), store):
+        await eventually(committed_all(kafka, topic))
+
+
+@pytest.mark.parametrize("slow", [60.0, 0.3])
+async def test_what_is_read_ahead_and_what_fills_it_up_are_no_larger_than_a_poll(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+    slow: float,  # after so many seconds polls go on, and what they leave is fetched again
+) -> None:
+    monkeypatch.setattr(batches, "MAX_POLL", 1024 * 1024)
+    monkeypatch.setattr(consumer, "SLOW", slow)
+    monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)
+    store.be_remote()
+    store.gate.clear()
+    await kafka.produce(topic.source, [event("a", 0)])
+    async with working(settings_for(kafka, topic, batch_size=16), store):
+        await store.entered.wait()
+        large = {"last_sync_error": "x" * 300_000}
+        await kafka.produce(topic.source, [event("a", 4 * n, **large) for n in range(1, 13)])
+        await eventually(lambda: clients[0].records == 5)
+        await eventually(lambda: slow > 1 or clients[0].paused())
+        clients[0].linger = 0.3  # meanwhile more arrives
+        store.gate.set()
+        await eventually(committed_all(kafka, topic))
+    assert store.sizes == [1, 4, 4, 4]
 
 
 async def test_a_store_that_leaves_no_time_is_polled_beside_as_soon_as_others(
@@ -410,7 +471,7 @@ async def test_what_cannot_be_read_of_the_rest_of_a_batch_waits_for_what_was_rea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
-    store.idle.set()
+    store.leaves_time.set()
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
 
@@ -457,7 +518,7 @@ async def test_reading_ahead_goes_on_until_the_next_batch_is_full_enough(
     sizes: list[int],
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
-    store.leave_time()
+    store.be_remote()
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
     async with working(settings_for(kafka, topic, batch_size=16), store):
@@ -474,7 +535,7 @@ async def test_reading_ahead_goes_on_until_the_next_batch_is_full_enough(
 async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
     kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
 ) -> None:
-    store.leave_time()
+    store.be_remote()
     store.gate.clear()
 
     async def met_a_bomb() -> None:
@@ -501,7 +562,7 @@ async def test_what_was_read_ahead_of_what_cannot_be_read_is_done_first(
 ) -> None:
     monkeypatch.setattr(reader, "AHEAD", 60.0)
     monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
-    store.leave_time()
+    store.be_remote()
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
 
@@ -529,7 +590,7 @@ async def test_a_revocation_drops_what_was_read_ahead_and_it_comes_again_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lookout, "LOOK_AROUND", 0.0)  # positions are looked at after each batch
-    store.leave_time()
+    store.be_remote()
     await kafka.produce(topic.source, [event("a", n) for n in range(8)])
     store.gate.clear()
     async with open_store("memory://") as other:

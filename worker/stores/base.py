@@ -91,8 +91,11 @@ class MergingStore(Protocol):
         """Whether another process does most of the work."""
 
     @property
-    def idle(self) -> asyncio.Event:
-        """Set while `apply` waits for another process, or for the disk, and this one has time."""
+    def leaves_time(self) -> asyncio.Event:
+        """Set while `apply` needs little of this process: always where another does the work.
+
+        Where it waits for nothing it is never set.
+        """
 
     @property
     def most(self) -> int:

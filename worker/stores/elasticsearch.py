@@ -70,16 +70,16 @@ class ElasticsearchStore:
         self._book = book
         self._version = version
         self._slots = asyncio.Semaphore(concurrency)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._leaves_time = asyncio.Event()
+        self._leaves_time.set()
 
     @property
     def remote(self) -> bool:
         return True
 
     @property
-    def idle(self) -> asyncio.Event:
-        return self._idle
+    def leaves_time(self) -> asyncio.Event:
+        return self._leaves_time
 
     @property
     def most(self) -> int:

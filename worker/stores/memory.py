@@ -29,15 +29,15 @@ class MemoryStore:
         self._store_id = str(uuid4())
         self._states: dict[str, State] = {}
         self._lock = asyncio.Lock()
-        self._idle = asyncio.Event()
+        self._leaves_time = asyncio.Event()
 
     @property
     def remote(self) -> bool:
         return False
 
     @property
-    def idle(self) -> asyncio.Event:
-        return self._idle
+    def leaves_time(self) -> asyncio.Event:
+        return self._leaves_time
 
     @property
     def most(self) -> int:

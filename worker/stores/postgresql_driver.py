@@ -76,8 +76,8 @@ class PostgresqlDriver:
 
     def __init__(self, *, merging: Line, reading: Line) -> None:
         self.turn: AbstractAsyncContextManager[Any] = nullcontext()
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self.leaves_time = asyncio.Event()
+        self.leaves_time.set()
         self._merging, self._reading = merging, reading
 
     async def merge(self, updates: Sequence[Update]) -> list[Outcome]:

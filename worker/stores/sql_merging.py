@@ -35,8 +35,8 @@ class Driver(Protocol):
 
     name: str
     remote: bool
-    idle: asyncio.Event
-    most: int  # updates at once: a batch, of which there are two in memory with a remote one
+    leaves_time: asyncio.Event
+    most: int  # updates at once: a batch, and of a remote one's there are two in memory
     refusals: tuple[type[Exception], ...]  # raised for content that cannot be sent
     turn: AbstractAsyncContextManager[Any]  # entered by this process's writers
 
@@ -78,8 +78,8 @@ class SqlMergingStore:
         return self._driver.remote
 
     @property
-    def idle(self) -> asyncio.Event:
-        return self._driver.idle
+    def leaves_time(self) -> asyncio.Event:
+        return self._driver.leaves_time
 
     @property
     def most(self) -> int:

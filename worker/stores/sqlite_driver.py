@@ -64,17 +64,17 @@ class SqliteDriver:
     def __init__(self, *, merging: Line, reading: Line) -> None:
         # Waiting for each other inside SQLite would be by polling.
         self.turn: AbstractAsyncContextManager[Any] = asyncio.Lock()
-        self.idle = asyncio.Event()
+        self.leaves_time = asyncio.Event()
         self._merging, self._reading = merging, reading
 
     async def merge(self, updates: Sequence[Update]) -> list[Outcome]:
         given_up = threading.Event()
-        on_commit = partial(asyncio.get_running_loop().call_soon_threadsafe, self.idle.set)
+        on_commit = partial(asyncio.get_running_loop().call_soon_threadsafe, self.leaves_time.set)
         try:
             return await self._merging.do(self._merge, updates, given_up, on_commit)
         finally:
             given_up.set()
-            self.idle.clear()
+            self.leaves_time.clear()
 
     async def stamps(self, connector_ids: Collection[str]) -> Sequence[Row]:
         return await self._reading.do(self._load, list(connector_ids))
@@ -103,7 +103,8 @@ class SqliteDriver:
                     connection.executemany(*_update(*one_shape(changes)))
             if given_up.is_set():
                 connection.rollback()
-            on_commit()
+            else:
+                on_commit()
         return merging.outcomes()
 
     @staticmethod
