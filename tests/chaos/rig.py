@@ -91,6 +91,7 @@ class Run:
             "LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS": str(SESSION),
             "LAST_SYNC_STORE_URL": store,
         }
+        self.workers: list[Member] = []
         self.enough = asyncio.Event()  # publishers end, whatever was wanted
 
     @property
@@ -102,7 +103,9 @@ class Run:
 
     def worker(self, *faults: str, **more: str) -> Member:
         environ = {**self.environ, **more}
-        return self.rig.nursery.spawn("run", faults=faults, environ=environ)
+        worker = self.rig.nursery.spawn("run", faults=faults, environ=environ)
+        self.workers.append(worker)
+        return worker
 
     async def register(self, connector_ids: Sequence[str]) -> None:
         async with self.opened() as store:
@@ -308,6 +311,11 @@ async def running(
     looking = asyncio.create_task(run.observe() if observed else asyncio.sleep(0), name="observe")
     try:
         yield run
+    except Exception as error:
+        for worker in run.workers:
+            if (code := worker.exit_code) is not None and code > 0:  # below it was killed
+                error.add_note(f"a worker ended with {code}: {worker.tail}")
+        raise
     finally:
         looking.cancel()
         await asyncio.wait({looking})

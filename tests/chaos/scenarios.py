@@ -174,7 +174,7 @@ async def _bounded(
 def _told(error: Exception) -> list[str]:
     if isinstance(error, ExceptionGroup):
         return [text for one in error.exceptions for text in _told(one)]
-    return [f"{type(error).__name__}: {error}"]
+    return ["\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])]
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 from tests.chaos.events import Mix, Publisher
 from tests.chaos.history import Sent
-from tests.chaos.rig import Rig, running
+from tests.chaos.rig import Result, Rig, running
+from tests.chaos.scenarios import run_all
 from tests.kafka import Record
 
 MIX = Mix(connectors=10, poison=0, unknown=0)
@@ -18,6 +19,18 @@ async def test_a_record_that_was_kept_and_not_acknowledged_counts_as_sent(rig: R
             ((2, 0), item.event),
             ((2, 1), item.event),
         ]
+
+
+async def test_a_scenario_that_fails_tells_how_its_workers_ended(rig: Rig) -> None:
+    async def failing() -> Result:
+        async with running(rig, "ended", rig.store("sqlite", "ended"), MIX) as run:
+            await run.worker(LAST_SYNC_BATCH_SIZE="none").ended()
+            raise AssertionError("the probe is silent")
+
+    (result,) = await run_all([("ended", failing)], lambda _: None)
+    (problem,) = result.problems
+    assert problem.startswith("AssertionError: the probe is silent\na worker ended with 3: ")
+    assert "LAST_SYNC_BATCH_SIZE" in problem
 
 
 async def test_an_acknowledged_record_that_the_brokers_have_lost_is_named(rig: Rig) -> None:
