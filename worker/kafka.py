@@ -41,6 +41,7 @@ UNUSABLE = (
     kafka.InvalidGroupIdError,
     kafka.InvalidSessionTimeoutError,
     kafka.InconsistentGroupProtocolError,
+    kafka.InvalidTimestampError,
     kafka.PolicyViolationError,
 )
 
@@ -150,10 +151,20 @@ def translated(doing: str) -> Iterator[None]:
         raise TransientError(
             f"Kafka did not answer in time to {doing}: {describe(error)}"
         ) from error
+    except kafka.UnknownError as error:
+        raise TransientError(
+            f"Kafka failed at {doing} and did not say why: the brokers' logs do"
+        ) from error
     except kafka.KafkaError as error:
-        if not error.retriable and not isinstance(error, kafka.KafkaTimeoutError):
+        if not _may_pass(error):
             raise
         raise TransientError(f"Kafka could not do {doing}: {describe(error)}") from error
+
+
+def _may_pass(error: kafka.KafkaError) -> bool:
+    """What aiokafka does not expect of a group's coordinator is an error of no type of its own."""
+    bare = type(error) is kafka.KafkaError
+    return bare or error.retriable or isinstance(error, kafka.KafkaTimeoutError)
 
 
 def describe(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import CommitFailedError
+from aiokafka.errors import CommitFailedError, KafkaError, UnknownError
 
 from schemas.reasons import Invalid
 from schemas.updates import Update, update
@@ -90,6 +90,7 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
         self.commit_error: Exception | None = None
         self.read_ahead_error: Exception | None = None
         self.read_on_error: Exception | None = None
+        self.poll_error: Exception | None = None
         self.ends_unknown = False
         self.linger = 0.0  # seconds that an answer about ends takes
         self.made.append(self)
@@ -100,6 +101,9 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
             if self.mute:
                 await asyncio.sleep(0.05)
                 return {}
+            error, self.poll_error = self.poll_error, None
+            if error is not None:
+                raise error
             if self.read_ahead_error and options["timeout_ms"] == AHEAD_POLL * 1000:
                 raise self.read_ahead_error
             if self.read_on_error and options["timeout_ms"] == 0:
@@ -860,6 +864,40 @@ async def test_nothing_is_committed_before_its_dead_letter_is_acknowledged(
     assert await kafka.committed(topics.group, topics.source) == {0: 1} | dict.fromkeys(
         (1, 2, 3), 0
     )
+
+
+@pytest.mark.parametrize("failure", [UnknownError(), KafkaError("UnknownError()")], ids=repr)
+async def test_what_a_broker_fails_at_without_saying_why_is_tried_again(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: KafkaError,
+) -> None:
+    """As one does whose disk fills up in the middle of a write; each of the three fails once."""
+    failures, send = [failure], dead_letters._Producer.send
+
+    async def refused(producer: Any, *of: Any, **more: Any) -> Any:
+        if not failures:
+            return await send(producer, *of, **more)
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_exception(failures.pop())
+        return answer
+
+    monkeypatch.setattr(dead_letters._Producer, "send", refused)
+    async with working(settings_for(kafka, topic), store):
+        await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
+        (client,) = clients
+        client.poll_error = failure
+        await eventually(lambda: client.poll_error is None)
+        client.commit_error = failure
+        await kafka.produce(topic.source, [event("a", 0), Record(value=b"{", partition=1)])
+        await eventually(committed_all(kafka, topic), 20)
+        assert not failures
+        assert client.commit_error is None
+    assert store.seen == ["e-0"]
+    assert [letter.value for letter in await kafka.read_all(topic.dlq)] == [b"{"]
 
 
 async def test_a_commit_to_a_frozen_broker_is_tried_again_until_it_answers(

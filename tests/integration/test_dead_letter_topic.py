@@ -11,6 +11,7 @@ from tests.integration.test_consumer import settings_for
 from tests.kafka import Kafka, Topics
 from tests.test_dead_letter import LETTER
 from worker.dead_letters import MAX_BATCH, DeadLetterTopic
+from worker.errors import MisconfiguredError
 
 LARGE = b"x" * (MAX_BATCH // 2)  # so that each travels alone
 ON_ITS_WAY, WAITING, LATER = (replace(LETTER, offset=n, value=LARGE) for n in range(3))
@@ -53,3 +54,10 @@ async def test_a_publish_that_is_cancelled_leaves_nobody_who_sends_its_letters(
     assert {LETTER.id, LATER.id} <= kept
     assert WAITING.id not in kept
     assert connected or ON_ITS_WAY.id not in kept
+
+
+async def test_letters_whose_time_the_brokers_refuse_say_so(kafka: Kafka, topic: Topics) -> None:
+    await kafka.alter(topic.dlq, {"message.timestamp.before.max.ms": "0"})
+    async with DeadLetterTopic.opened(settings_for(kafka, topic), 2**20) as letters:
+        with pytest.raises(MisconfiguredError, match=f"{topic.dlq}.*InvalidTimestampError"):
+            await letters.publish([LETTER] * 5_000)  # more than fit into their millisecond
