@@ -169,6 +169,17 @@ def test_a_large_record_takes_room_of_the_poll_that_gives_it(
     assert not batches.has_room()
 
 
+@pytest.mark.parametrize(("room", "left"), [(11_000, False), (14_000, True)])
+def test_what_is_in_a_small_batch_takes_room_once(
+    room: int, monkeypatch: pytest.MonkeyPatch, *, left: bool
+) -> None:
+    monkeypatch.setattr(batches, "MAX_POLL", room)
+    batches.make_room()
+    records = fetched(batch([Record(key=b"k", value=bytes(1_000)) for _ in range(10)]))
+    assert len(records.take(10)) == 10
+    assert batches.has_room() == left
+
+
 def test_a_batch_is_taken_from_the_position_on() -> None:
     raw = batch([Record(key=b"k", value=bytes(1_000)) for _ in range(1_000)])
     again = Partition(TopicPartition("topic", 3), Batches(raw), [], 500, None, None, True, 1)

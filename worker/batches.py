@@ -194,12 +194,11 @@ class Answer(fetcher.FetchResult):  # type: ignore[misc]  # nor for this
         return found
 
 
-def _room_of(headers: Headers) -> int:
+def _length(headers: Headers) -> int:
     try:
-        length = sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
+        return sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
     except TypeError:  # one has no content
-        length = sum(len(name) + len(content or b"") for name, content in headers)
-    return OBJECT * len(headers) + length
+        return sum(len(name) + len(content or b"") for name, content in headers)
 
 
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
@@ -262,16 +261,18 @@ class _Batch:
         topic, partition = self._tp
         records, done = DefaultRecordBatch(raw), 0
         found: list[Record] = []
-        size = 0
+        large = len(raw) > SLICE
+        size = 0 if large else len(raw)  # what is in a small one is counted as a whole
         while True:
             try:
                 for record in records:
                     if record.offset != at:
                         at = min(max(at, record.offset), most + done + len(found))
                     key, value, headers = record.key, record.value, tuple(record.headers)
-                    more = OBJECT + len(value or b"") + len(key or b"")
-                    if headers:
-                        more += _room_of(headers)
+                    more = OBJECT * (1 + len(headers))
+                    if large:
+                        more += len(value or b"") + len(key or b"")
+                        more += _length(headers) if headers else 0
                     if found and size + more > SLICE:
                         yield _Slice(found, size)
                         done += len(found)
