@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Literal, NamedTuple, Self
 
 from pydantic import ValidationError
@@ -36,7 +37,9 @@ RecordHeaders = list[tuple[str, bytes | None]]
 _RECORD_OVERHEAD = 61 + 5 + 1 + 10 + 5 + 5 + 5 + 5
 _HEADER_OVERHEAD = 5 + 5
 
-_number_match = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch
+_NUMBER = "(?:0|[1-9][0-9]{0,18})"
+_number_match = re.compile(_NUMBER.encode()).fullmatch
+_place_match = re.compile(f"{_NUMBER} {_NUMBER} (?:{_NUMBER}|-1)".encode()).fullmatch
 _time = SchemaValidator(TIME.core).validate_python
 
 _USUAL = [
@@ -49,6 +52,10 @@ _USUAL = [
 _TOPIC, _PARTITION, _OFFSET, _GROUP, _DELIVERY_COUNT, _MESSAGE = _USUAL[:6]
 _REASON, _STATUS, _KEY, _TIMESTAMP, _CONNECTOR_ID, _FAILED_AT, _STORE = _USUAL[6:]
 _NAMES = frozenset(_USUAL)
+_FAILURE = (_GROUP, _TOPIC, _REASON, _STATUS, _FAILED_AT, _STORE)
+_failure_values = itemgetter(*_FAILURE)
+_PLACE = (_PARTITION, _OFFSET, _TIMESTAMP)
+_place_values = itemgetter(*_PLACE)
 _VALUE_NULL, _HEADERS_DROPPED, _VALUE_SIZE, _VALUE_SHA256, _KEY_SIZE = (
     PREFIX + name
     for name in ("value_null", "headers_dropped", "value_size", "value_sha256", "key_size")
@@ -108,22 +115,16 @@ class DeadLetter:
         its text says what is missing or wrong.
         """
         about, ours = About.read(key, value, headers), _ours(headers)
-        original = Original.of(value, headers)
         return cls(
-            group=about.group,
-            topic=about.topic,
+            **about.failure._asdict(),
             partition=about.partition,
             offset=about.offset,
             timestamp_ms=about.timestamp_ms,
-            key=ours.get(_KEY),
-            value=original.value,
-            headers=original.headers,
-            reason=about.reason,
-            status=about.status,
             message=about.message,
             connector_id=about.connector_id,
-            failed_at=about.failed_at,
-            store=about.store,
+            key=ours.get(_KEY),
+            value=about.original.value,
+            headers=about.original.headers,
             headers_dropped=_number(ours, _HEADERS_DROPPED) if _HEADERS_DROPPED in ours else 0,
             value_size=_number(ours, _VALUE_SIZE) if _VALUE_SIZE in ours else None,
             value_sha256=_text(ours, _VALUE_SHA256) if _VALUE_SHA256 in ours else None,
@@ -131,20 +132,27 @@ class DeadLetter:
         )
 
 
-class About(NamedTuple):
-    """What a letter says of itself, without what it carries: a tuple, for there are very many."""
+class Failure(NamedTuple):
+    """What the letters of a batch have in common that failed for the same reason."""
 
     group: str
     topic: str
+    reason: str
+    status: Literal[400, 404]
+    failed_at: datetime
+    store: str
+
+
+class About(NamedTuple):
+    """What a letter says of itself, and what it carries: a tuple, for there are very many."""
+
+    failure: Failure
     partition: int
     offset: int
     timestamp_ms: int
-    reason: str
-    status: Literal[400, 404]
     message: str
     connector_id: str | None
-    failed_at: datetime
-    store: str
+    original: "Original"
 
     @classmethod
     def read(cls, key: bytes | None, value: bytes | None, headers: Headers) -> Self:
@@ -152,31 +160,29 @@ class About(NamedTuple):
         if key is None or value is None:
             raise ValueError("the record has no key or no value: it is not a dead letter")
         ours = _ours(headers)
-        if value and ours.get(_VALUE_NULL) == b"true":
-            raise ValueError(f"{_VALUE_NULL} is true, but the record has a value")
-        for name, read in _SOMETIMES:
-            if name in ours:
-                read(ours, name)
-        group, topic = _text(ours, _GROUP), _text(ours, _TOPIC)
-        partition, offset = _number(ours, _PARTITION), _number(ours, _OFFSET)
-        timestamp_ms = -1 if ours.get(_TIMESTAMP) == b"-1" else _number(ours, _TIMESTAMP)
-        letter_id = f"{group}/{topic}/{partition}/{offset}@{timestamp_ms}"
-        about = cls(
-            group,
-            topic,
-            partition,
-            offset,
-            timestamp_ms,
-            _text(ours, _REASON),
-            _status(ours),
-            _text(ours, _MESSAGE),
-            _text(ours, _CONNECTOR_ID) if _CONNECTOR_ID in ours else None,
-            _moment(_text(ours, _FAILED_AT)),
-            _text(ours, _STORE),
-        )
+        try:
+            failure, place = _failure(*_failure_values(ours)), _place_values(ours)
+        except KeyError as error:
+            raise _missing(error.args[0]) from None
+        if len(headers) == len(_USUAL) and _CONNECTOR_ID in ours and _KEY in ours:
+            original = Original(value, ())  # there is no room for other headers, if none is missing
+        else:
+            original = Original.of(value, headers)
+            if value and ours.get(_VALUE_NULL) == b"true":
+                raise ValueError(f"{_VALUE_NULL} is true, but the record has a value")
+            for name, read in _SOMETIMES:
+                if name in ours:
+                    read(ours, name)
+        if not _place_match(b" ".join(place)):
+            for name in _PLACE:
+                _number(ours, name)
+        partition, offset, timestamp_ms = map(int, place)
+        letter_id = f"{failure.group}/{failure.topic}/{partition}/{offset}@{timestamp_ms}"
         if letter_id.encode() != key:
             raise ValueError(f"the record's key is not {letter_id[:200]!r}, as its headers say")
-        return about
+        connector_id = _text(ours, _CONNECTOR_ID) if _CONNECTOR_ID in ours else None
+        message = _text(ours, _MESSAGE)
+        return cls(failure, partition, offset, timestamp_ms, message, connector_id, original)
 
 
 class Original(NamedTuple):
@@ -281,11 +287,28 @@ def _ours(headers: Headers) -> dict[str, bytes]:
     return found
 
 
+@lru_cache(maxsize=1_000)
+def _failure(*values: bytes) -> Failure:
+    ours = dict(zip(_FAILURE, values, strict=True))
+    return Failure(
+        _text(ours, _GROUP),
+        _text(ours, _TOPIC),
+        _text(ours, _REASON),
+        _status(ours),
+        _moment(ours),
+        _text(ours, _STORE),
+    )
+
+
+def _missing(name: str) -> ValueError:
+    return ValueError(f"the header {name} is missing: it is not a dead letter")
+
+
 def _text(ours: Mapping[str, bytes], name: str) -> str:
     try:
         return ours[name].decode()
     except KeyError:
-        raise ValueError(f"the header {name} is missing: it is not a dead letter") from None
+        raise _missing(name) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"the header {name} is not UTF-8") from error
 
@@ -299,7 +322,7 @@ def _number(ours: Mapping[str, bytes], name: str) -> int:
 
 
 def _status(ours: Mapping[str, bytes]) -> Literal[400, 404]:
-    match ours.get(_STATUS):
+    match ours[_STATUS]:
         case b"404":
             return 404
         case b"400":
@@ -308,8 +331,8 @@ def _status(ours: Mapping[str, bytes]) -> Literal[400, 404]:
             raise ValueError(f"the header {_STATUS} is {_number(ours, _STATUS)}, not 400 or 404")
 
 
-@lru_cache(maxsize=1_000)  # the letters of a batch failed at the same time
-def _moment(text: str) -> datetime:
+def _moment(ours: Mapping[str, bytes]) -> datetime:
+    text = _text(ours, _FAILED_AT)
     try:
         moment: datetime = _time(text)
     except ValidationError as error:

@@ -8,7 +8,7 @@ import pytest
 from tests.hostile import STEERING, assert_harmless
 from worker import logs
 
-HOSTILE = 'a"}, {"id": "b\n\x1b[31m\u2028\ud800'
+HOSTILE = '%a"}, {"id": "b\n\x1b[31m\u2028\ud800'
 
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
@@ -24,25 +24,21 @@ def test_audit_lines_are_json_as_all_others_whatever_they_hold(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("info", "json")
-    lines: list[logs.Line] = [
-        {"id": HOSTILE, "connector_id": None},
-        {"id": "2", "connector_id": HOSTILE},
-        {"id": "}, {", "connector_id": "}\n{"},
-    ]
-    for line in lines:
-        logs.get_logger("worker").info("dead_letter.resolved", by=HOSTILE, **line)
-    logs.audit("dead_letter.resolved", lines, by=HOSTILE)
+    ids, connectors = [HOSTILE, "2", "}, {", "%s"], [None, HOSTILE, "}\n{", "\r\u2029%(id)s"]
+    for one, other in zip(ids, connectors, strict=True):
+        logs.get_logger("worker").info("dead_letter.resolved", by=HOSTILE, id=one, connector=other)
+    logs.audit("dead_letter.resolved", {"id": ids, "connector": connectors}, by=HOSTILE)
     written = capsys.readouterr().err.splitlines()
-    assert len(written) == 6
-    assert [*map(without_time, written[3:])] == [*map(without_time, written[:3])]
-    assert [*json.loads(written[3])] == [*json.loads(written[0])]  # in the same order
+    assert len(written) == 8
+    assert [*map(without_time, written[4:])] == [*map(without_time, written[:4])]
+    assert [*json.loads(written[4])] == [*json.loads(written[0])]  # in the same order
 
 
 def test_audit_lines_are_pretty_and_harmless_on_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("error", "pretty")
-    logs.audit("dead_letter.resolved", [{"id": "1"}, {"id": "\x1b[31m2"}], by="me")
+    logs.audit("dead_letter.resolved", {"id": ["1", "\x1b[31m2"]}, by="me")
     written = capsys.readouterr().err.splitlines()
     assert len(written) == 2
     assert all("dead_letter.resolved" in line and "by=me" in line for line in written)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from schemas.dead_letter import TOO_LARGE, About, DeadLetter, Original
+from schemas.dead_letter import TOO_LARGE, About, DeadLetter, Failure, Original
 from worker import batches, kafka
 from worker.errors import LastSyncError, TransientError
 from worker.selection import UNREADABLE
@@ -44,14 +44,14 @@ class OpenLetter(NamedTuple):
     key: bytes
     reason: str
     status: int
+    topic: str
+    failed_at: datetime | None
+    store: str
     message: str
     connector_id: str | None
-    topic: str
     partition: int
     offset: int
     timestamp_ms: int
-    failed_at: datetime | None
-    store: str
     original: Original | None = None  # the last one: `table` puts it there
 
     @property
@@ -107,10 +107,11 @@ class OpenLetters:
                 if record.value is None:
                     continue
                 letter = _indexed(record)
-                if keep and room > 0 and letter.reason != UNREADABLE and keep(letter):
-                    original = Original.of(record.value, record.headers)
-                    room -= _size(original)
-                    letter = OpenLetter(*letter[:-1], original)  # a quarter of `_replace`
+                if original := letter.original:
+                    if keep and room > 0 and keep(letter):
+                        room -= _size(original)
+                    else:
+                        letter = OpenLetter(*letter[:-1])  # a quarter of `_replace`
                 rows[record.key] = letter
         return sorted((row for rows in open_letters.values() for row in rows.values()), key=_age)
 
@@ -236,6 +237,7 @@ def _collecting_seldom() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # what was made since counts as looked at: the next object would have it done
         gc.set_threshold(*before)
         gc.unfreeze()
 
@@ -253,24 +255,33 @@ def _size(original: Original) -> int:
 
 def _indexed(record: Any) -> OpenLetter:
     try:
-        about = About.read(record.key, record.value, record.headers)
+        failure, partition, offset, timestamp_ms, message, connector_id, original = About.read(
+            record.key, record.value, record.headers
+        )
     except ValueError as error:
         return _unreadable(record, error)
-    message = about.message
     return OpenLetter(
         record.partition,
         record.offset,
         record.key,
-        _kept(about.reason),
-        about.status,
+        *_shown(failure),
         _kept(message if len(message) <= MESSAGE else f"{message[:MESSAGE]}…"),
-        about.connector_id and _kept(about.connector_id),
-        _kept(about.topic),
-        about.partition,
-        about.offset,
-        about.timestamp_ms,
-        about.failed_at,
-        _kept(about.store),
+        connector_id and _kept(connector_id),
+        partition,
+        offset,
+        timestamp_ms,
+        original,
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _shown(failure: Failure) -> tuple[str, int, str, datetime, str]:
+    return (
+        _kept(failure.reason),
+        failure.status,
+        _kept(failure.topic),
+        failure.failed_at,
+        _kept(failure.store),
     )
 
 

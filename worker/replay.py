@@ -185,17 +185,14 @@ async def close(
         for how in {how for _, how in resolved}
     }
     await topic.close([(one.own_partition, one.key, headers[how]) for one, how in resolved])
-    lines = [
-        {
-            "id": letter.id,
-            "outcome": how,
-            "reason": letter.reason,
-            "connector_id": letter.connector_id,
-            "store": letter.store,
-        }
-        for letter, how in resolved
-    ]
-    audit("dead_letter.resolved", lines, by=signature.by, why=signature.why)
+    columns: dict[str, list[str | None]] = {
+        "id": [letter.id for letter, _ in resolved],
+        "outcome": [how for _, how in resolved],
+        "reason": [letter.reason for letter, _ in resolved],
+        "connector_id": [letter.connector_id for letter, _ in resolved],
+        "store": [letter.store for letter, _ in resolved],
+    }
+    audit("dead_letter.resolved", columns, by=signature.by, why=signature.why)
 
 
 async def patiently(step: Callable[[], Awaitable[Done]], stop: asyncio.Event) -> Done:
