@@ -54,6 +54,7 @@ _REASON, _STATUS, _KEY, _TIMESTAMP, _CONNECTOR_ID, _FAILED_AT, _STORE = _USUAL[6
 _NAMES = frozenset(_USUAL)
 _FAILURE = (_GROUP, _TOPIC, _REASON, _STATUS, _FAILED_AT, _STORE)
 _failure_values = itemgetter(*_FAILURE)
+_DISPENSABLE = {_DELIVERY_COUNT, _KEY, _CONNECTOR_ID}  # a letter can be read without
 _PLACE = (_PARTITION, _OFFSET, _TIMESTAMP)
 _place_values = itemgetter(*_PLACE)
 _VALUE_NULL, _HEADERS_DROPPED, _VALUE_SIZE, _VALUE_SHA256, _KEY_SIZE = (
@@ -164,8 +165,8 @@ class About(NamedTuple):
             failure, place = _failure(*_failure_values(ours)), _place_values(ours)
         except KeyError as error:
             raise _missing(error.args[0]) from None
-        if len(headers) == len(_USUAL) and _CONNECTOR_ID in ours and _KEY in ours:
-            original = Original(value, ())  # there is no room for other headers, if none is missing
+        if len(headers) == len(_USUAL) and ours.keys() >= _DISPENSABLE:
+            original = Original(value, ())  # the others are asked for below, so that all are ours
         else:
             original = Original.of(value, headers)
             if value and ours.get(_VALUE_NULL) == b"true":
@@ -287,7 +288,7 @@ def _ours(headers: Headers) -> dict[str, bytes]:
     return found
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=32)  # few, for anything may stand in a record that is no letter
 def _failure(*values: bytes) -> Failure:
     ours = dict(zip(_FAILURE, values, strict=True))
     return Failure(

@@ -169,15 +169,20 @@ def test_a_large_record_takes_room_of_the_poll_that_gives_it(
     assert not batches.has_room()
 
 
-@pytest.mark.parametrize(("room", "left"), [(11_000, False), (14_000, True)])
-def test_what_is_in_a_small_batch_takes_room_once(
-    room: int, monkeypatch: pytest.MonkeyPatch, *, left: bool
+@pytest.mark.parametrize(("begin", "given"), [(0, 250), (249, 34)])
+def test_what_is_in_a_small_batch_takes_room_in_equal_shares(
+    begin: int, given: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MAX_POLL", room)
-    batches.make_room()
-    records = fetched(batch([Record(key=b"k", value=bytes(1_000)) for _ in range(10)]))
-    assert len(records.take(10)) == 10
-    assert batches.has_room() == left
+    """Of two slices, from the first record or from the last: a slice takes room as a whole."""
+    raw = batch([Record(key=b"k", value=bytes(1_000)) for _ in range(250)])
+    monkeypatch.setattr(batches, "SLICE", 256 * 1024)
+    for bytes_each, left in (1_100, False), (1_300, True):
+        monkeypatch.setattr(batches, "MAX_POLL", given * bytes_each)
+        batches.make_room()
+        partition = TopicPartition("topic", 3)
+        records = Partition(partition, Batches(raw), [], begin, None, None, True, 1)
+        records.take(250 - begin)
+        assert batches.has_room() == left
 
 
 def test_a_batch_is_taken_from_the_position_on() -> None:

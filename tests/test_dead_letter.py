@@ -425,6 +425,19 @@ def test_the_original_has_no_header_of_our_family_not_even_a_future_one() -> Non
     assert Original.of(value, later).headers == (*LETTER.headers, ("mine", None))
 
 
+@pytest.mark.parametrize("missing", ["delivery.count", "key", "connector_id", None])
+@pytest.mark.parametrize("more", [(), (("mine", b"x"),), (("__dlq.errors.value_null", b"true"),)])
+def test_the_original_is_the_same_whichever_way_it_is_read(
+    missing: str | None, more: tuple[tuple[str, bytes], ...]
+) -> None:
+    key, value, headers = replace(LETTER, value=None, headers=()).to_record(MEBIBYTE)
+    left = [one for one in headers if one[0] not in (f"__dlq.errors.{missing}", *dict(more))]
+    for some in left, [one for one in left if one[0] != "__dlq.errors.value_null"]:
+        read = About.read(key, value, [*some, *more]).original
+        assert read == Original.of(value, [*some, *more])
+        assert read.headers == tuple(one for one in more if one[0] == "mine")
+
+
 @pytest.mark.parametrize("name", ["headers_dropped", "value_size", "value_sha256", "key_size"])
 def test_a_header_that_only_the_whole_letter_uses_is_checked_all_the_same(name: str) -> None:
     key, value, headers = LETTER.to_record(MEBIBYTE)

@@ -254,22 +254,24 @@ class _Batch:
         raw = _decompressed(self._raw, codec_id, end) if codec_id else self._raw
         if len(raw) > 2 * MAX_HEADERS:
             _check_headers(raw, count, end)
-        return self._slices(raw, begin, end - count)
+        return self._slices(raw, begin, count)
 
-    def _slices(self, raw: Any, at: int, most: int) -> Iterator[_Slice]:
-        """Read on from offset `at`; the first record stands at `most` at the latest."""
+    def _slices(self, raw: Any, at: int, count: int) -> Iterator[_Slice]:
+        """Read on from offset `at`. In a small batch each record counts as the average."""
+        most = self._batch.next_offset - count  # where the first one stands at the latest
+        large = len(raw) > SLICE
+        each = OBJECT if large else OBJECT + len(raw) // max(count, 1)
         topic, partition = self._tp
         records, done = DefaultRecordBatch(raw), 0
         found: list[Record] = []
-        large = len(raw) > SLICE
-        size = 0 if large else len(raw)  # what is in a small one is counted as a whole
+        size = 0
         while True:
             try:
                 for record in records:
                     if record.offset != at:
                         at = min(max(at, record.offset), most + done + len(found))
                     key, value, headers = record.key, record.value, tuple(record.headers)
-                    more = OBJECT * (1 + len(headers))
+                    more = each + OBJECT * len(headers)
                     if large:
                         more += len(value or b"") + len(key or b"")
                         more += _length(headers) if headers else 0

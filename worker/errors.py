@@ -29,6 +29,6 @@ class OffsetsLostError(LastSyncError):
 
 
 class StalledError(LastSyncError):
-    """The loop has made no step for the watchdog's time."""
+    """The loop has made no step for the watchdog's time, or its client will make none any more."""
 
     exit_code = 5

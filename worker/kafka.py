@@ -151,20 +151,20 @@ def translated(doing: str) -> Iterator[None]:
         raise TransientError(
             f"Kafka did not answer in time to {doing}: {describe(error)}"
         ) from error
-    except kafka.UnknownError as error:
-        raise TransientError(
-            f"Kafka failed at {doing} and did not say why: the brokers' logs do"
-        ) from error
     except kafka.KafkaError as error:
-        if not _may_pass(error):
+        if unexplained(error):
+            raise TransientError(
+                f"Kafka failed at {doing}, for a reason that this client does not know: "
+                f"{describe(error)}; the brokers' logs may say more"
+            ) from error
+        if not error.retriable and not isinstance(error, kafka.KafkaTimeoutError):
             raise
         raise TransientError(f"Kafka could not do {doing}: {describe(error)}") from error
 
 
-def _may_pass(error: kafka.KafkaError) -> bool:
-    """What aiokafka does not expect of a group's coordinator is an error of no type of its own."""
-    bare = type(error) is kafka.KafkaError
-    return bare or error.retriable or isinstance(error, kafka.KafkaTimeoutError)
+def unexplained(error: kafka.KafkaError) -> bool:
+    """Whether a broker answered UNKNOWN_SERVER_ERROR, or what aiokafka does not expect there."""
+    return type(error) in {kafka.UnknownError, kafka.KafkaError}
 
 
 def describe(error: BaseException) -> str:

@@ -274,7 +274,7 @@ def _indexed(record: Any) -> OpenLetter:
     )
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=32)
 def _shown(failure: Failure) -> tuple[str, int, str, datetime, str]:
     return (
         _kept(failure.reason),

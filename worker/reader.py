@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRa
 
 from worker import batches, kafka
 from worker.batch import Batch
-from worker.errors import LastSyncError, MisconfiguredError, OffsetsLostError, TransientError
+from worker.errors import LastSyncError, OffsetsLostError, StalledError, TransientError
 from worker.logs import get_logger
 from worker.pipeline import Record
 from worker.retry import pause
@@ -75,7 +75,7 @@ class Reader:
         read = len(self._ahead.records) if self._ahead else 0
         try:
             polled = await self._poll(seconds, min(most, self._batch_size - read))
-        except (MisconfiguredError, OffsetsLostError) as error:
+        except LastSyncError as error:
             self.refused = error
             return
         if polled:  # a revocation may have what was ahead forgotten meanwhile
@@ -114,6 +114,15 @@ class Reader:
             if self._polling is None or not self._polling.expired():
                 raise
             return {}
+        except KafkaError as error:
+            if not kafka.unexplained(error):
+                raise
+            # What ended the client's heartbeats, or its part in the group, it tells again for ever.
+            raise StalledError(
+                f"the group {self._group} failed for a reason that this client does not know: "
+                f"{kafka.describe(error)}; the brokers' logs may say more. Ending the process for "
+                "a fresh start"
+            ) from error
         finally:
             self._polling = None
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import CommitFailedError, KafkaError, UnknownError
 
@@ -25,7 +26,7 @@ from tests.kafka import DEAD_LETTER_MAX_BYTES, SOURCE_MAX_BYTES, Kafka, Record, 
 from worker import batch, batches, consumer, dead_letters, lookout, reader
 from worker.app import running
 from worker.batch import Batch
-from worker.errors import MisconfiguredError, StalledError, TransientError
+from worker.errors import LastSyncError, MisconfiguredError, StalledError, TransientError
 from worker.merge import Outcome
 from worker.reader import AHEAD_POLL
 from worker.settings import Settings
@@ -90,7 +91,6 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
         self.commit_error: Exception | None = None
         self.read_ahead_error: Exception | None = None
         self.read_on_error: Exception | None = None
-        self.poll_error: Exception | None = None
         self.ends_unknown = False
         self.linger = 0.0  # seconds that an answer about ends takes
         self.made.append(self)
@@ -101,9 +101,6 @@ class Recorded(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no typ
             if self.mute:
                 await asyncio.sleep(0.05)
                 return {}
-            error, self.poll_error = self.poll_error, None
-            if error is not None:
-                raise error
             if self.read_ahead_error and options["timeout_ms"] == AHEAD_POLL * 1000:
                 raise self.read_ahead_error
             if self.read_on_error and options["timeout_ms"] == 0:
@@ -536,8 +533,20 @@ async def test_reading_ahead_goes_on_until_the_next_batch_is_full_enough(
     assert store.sizes == sizes
 
 
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (MisconfiguredError("a bomb"), MisconfiguredError),
+        (KafkaError("a bomb"), StalledError),
+    ],
+)
 async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flight(
-    kafka: Kafka, topic: Topics, store: Pinned, clients: list[Recorded]
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    clients: list[Recorded],
+    error: Exception,
+    ending: type[LastSyncError],
 ) -> None:
     store.be_remote()
     store.gate.clear()
@@ -545,14 +554,14 @@ async def test_what_cannot_be_read_ahead_ends_the_worker_after_the_batch_in_flig
     async def met_a_bomb() -> None:
         async with working(settings_for(kafka, topic, batch_size=2), store) as worker:
             await eventually(lambda: clients and clients[0].polls)
-            clients[0].read_ahead_error = MisconfiguredError("a bomb")
+            clients[0].read_ahead_error = error
             await kafka.produce(topic.source, [event("a", 4 * n) for n in range(2)])
             await store.entered.wait()
             await eventually(clients[0].paused)  # it goes on polling
             store.gate.set()
             await worker.task
 
-    with pytest.raises(MisconfiguredError, match="a bomb"):
+    with pytest.raises(ending, match="a bomb"):
         await met_a_bomb()
     assert await kafka.committed(topic.group, topic.source) == {0: 2, 1: 0, 2: 0, 3: 0}
 
@@ -875,7 +884,7 @@ async def test_what_a_broker_fails_at_without_saying_why_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     failure: KafkaError,
 ) -> None:
-    """As one does whose disk fills up in the middle of a write; each of the three fails once."""
+    """As one does whose disk fills up in the middle of a write; each of the two fails once."""
     failures, send = [failure], dead_letters._Producer.send
 
     async def refused(producer: Any, *of: Any, **more: Any) -> Any:
@@ -888,16 +897,34 @@ async def test_what_a_broker_fails_at_without_saying_why_is_tried_again(
     monkeypatch.setattr(dead_letters._Producer, "send", refused)
     async with working(settings_for(kafka, topic), store):
         await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
-        (client,) = clients
-        client.poll_error = failure
-        await eventually(lambda: client.poll_error is None)
-        client.commit_error = failure
+        clients[0].commit_error = failure
         await kafka.produce(topic.source, [event("a", 0), Record(value=b"{", partition=1)])
         await eventually(committed_all(kafka, topic), 20)
         assert not failures
-        assert client.commit_error is None
+        assert clients[0].commit_error is None
     assert store.seen == ["e-0"]
     assert [letter.value for letter in await kafka.read_all(topic.dlq)] == [b"{"]
+
+
+@pytest.mark.parametrize("failure", [UnknownError(), KafkaError("UnknownError()")], ids=repr)
+async def test_a_group_that_fails_without_saying_why_ends_the_worker_for_a_fresh_start(
+    kafka: Kafka,
+    topic: Topics,
+    store: Pinned,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: KafkaError,
+) -> None:
+    """The client would send no heartbeat any more, and say so at each poll."""
+
+    async def failed(_: Any) -> None:
+        raise failure
+
+    settings = settings_for(kafka, topic)
+    work = asyncio.create_task(running.consume(settings, store, asyncio.Event(), Watchdog(60)))
+    await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
+    monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", failed)
+    with pytest.raises(StalledError, match=f"{topic.group} failed .*UnknownError"):
+        await asyncio.wait_for(work, 10)
 
 
 async def test_a_commit_to_a_frozen_broker_is_tried_again_until_it_answers(
