@@ -102,7 +102,8 @@ def peers(stage: Stage, size: Size) -> None:
 
 def two(stage: Stage, size: Size) -> None:
     """Two workers of one group on one PostgreSQL, against one."""
-    table, load = Table(), Load(events=size.events)
+    # Of a small topic one of them may take all but a batch, before the other is there.
+    table, load = Table(), Load(events=max(size.events, FULL.events))
     for _ in range(size.rounds):
         table.add("one worker", stage.run("worker", load, "postgresql"))
         store = stage.store("postgresql", load)

@@ -58,6 +58,8 @@ class Meter:
 
     def figures(self) -> dict[str, float]:
         """Leave out the first batch, and the last: while one is stored the next is read."""
+        if len(self.notes) < 3:
+            raise SystemExit(f"{len(self.notes)} batches are too few to measure: more --events")
         (first, began, cpu_before), *rest, (last, end, _) = self.notes
         events = sum(count for count, _, _ in rest)
         _, ended, cpu_after = rest[-1]
