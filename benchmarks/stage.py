@@ -15,17 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import Job
+from benchmarks.contenders import Job, settings
 from benchmarks.events import START, Load, connector_ids, records
 from schemas.dead_letter import DeadLetter
 from tests.brokers import find_brokers
 from tests.kafka import Kafka, Record, Topics
 from tests.postgres import Databases, find_postgres
+from worker.dead_letters import DeadLetterTopic
 from worker.stores import open_store, upgrade_store
 
 Figures = dict[str, float]
 TEMPLATE = "last_sync_benchmark"
 LIMIT = 900  # seconds that one contender may take
+LETTERS = 1_000  # written at once
+LARGEST = 1_000_000  # bytes of a letter
 
 
 @dataclass(kw_only=True)
@@ -77,7 +80,7 @@ class Stage:
         """A topic of dead letters, one for each event, and a store in which they are welcome."""
         topics, store = Topics.unique(), self.store(kind, load)
         in_a_loop(self.kafka.create, topics)
-        in_a_loop(write_letters, self.kafka, topics.dlq, load, store)
+        in_a_loop(write_letters, self.job(topics, store=store), load)
         return topics, store
 
 
@@ -118,17 +121,19 @@ async def register(url: str, load: Load) -> None:
             await store.add(ids[start : start + 10_000])
 
 
-async def write_letters(kafka: Kafka, topic: str, load: Load, url: str) -> None:
-    async with open_store(url) as store:
+async def write_letters(job: Job, load: Load) -> None:
+    """Write them as the worker does."""
+    async with open_store(job.store) as store:
         store_id = store.store_id
-    await kafka.produce(
-        topic, (letter(record, number, store_id) for number, record in enumerate(records(load)))
-    )
+    letters = [letter(record, number, store_id) for number, record in enumerate(records(load))]
+    async with DeadLetterTopic.opened(settings(job), LARGEST) as topic:
+        for start in range(0, len(letters), LETTERS):
+            await topic.publish(letters[start : start + LETTERS])
 
 
-def letter(record: Record, number: int, store_id: str) -> Record:
+def letter(record: Record, number: int, store_id: str) -> DeadLetter:
     assert record.key is not None
-    key, value, headers = DeadLetter(
+    return DeadLetter(
         group="benchmark",
         topic="benchmark",
         partition=record.partition or 0,
@@ -143,8 +148,7 @@ def letter(record: Record, number: int, store_id: str) -> Record:
         connector_id=record.key.decode(),
         failed_at=START,
         store=store_id,
-    ).to_record(1_000_000)
-    return Record(key=key, value=value, headers=headers, partition=record.partition)
+    )
 
 
 def started(contender: str, job: Job) -> subprocess.Popen[str]:

@@ -7,12 +7,11 @@ The first six headers are those of KIP-1191; the others are this project's. All 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from operator import itemgetter
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import SchemaValidator
@@ -31,6 +30,7 @@ TOO_LARGE = "too_large"
 
 Headers = Sequence[tuple[str, bytes | None]]
 RecordHeaders = list[tuple[str, bytes | None]]
+Read = TypeVar("Read")
 
 # A record alone in an uncompressed batch, with every variable-length integer at its longest: the
 # batch's header; the record's length, attributes, timestamp, offset, key, value, header count.
@@ -39,24 +39,20 @@ _HEADER_OVERHEAD = 5 + 5
 
 _NUMBER = "(?:0|[1-9][0-9]{0,18})"
 _number_match = re.compile(_NUMBER.encode()).fullmatch
-_place_match = re.compile(f"{_NUMBER} {_NUMBER} (?:{_NUMBER}|-1)".encode()).fullmatch
+_place_match = re.compile(f"{_NUMBER}/{_NUMBER}@(?:{_NUMBER}|-1)".encode()).fullmatch
 _time = SchemaValidator(TIME.core).validate_python
 
-_USUAL = [
+_USUAL = tuple(
     PREFIX + name
     for name in (
         *("topic", "partition", "offset", "group", "delivery.count", "message"),
         *("reason", "status", "key", "timestamp", "connector_id", "failed_at", "store"),
     )
-]
+)
 _TOPIC, _PARTITION, _OFFSET, _GROUP, _DELIVERY_COUNT, _MESSAGE = _USUAL[:6]
 _REASON, _STATUS, _KEY, _TIMESTAMP, _CONNECTOR_ID, _FAILED_AT, _STORE = _USUAL[6:]
 _NAMES = frozenset(_USUAL)
-_FAILURE = (_GROUP, _TOPIC, _REASON, _STATUS, _FAILED_AT, _STORE)
-_failure_values = itemgetter(*_FAILURE)
 _DISPENSABLE = {_DELIVERY_COUNT, _KEY, _CONNECTOR_ID}  # a letter can be read without
-_PLACE = (_PARTITION, _OFFSET, _TIMESTAMP)
-_place_values = itemgetter(*_PLACE)
 _VALUE_NULL, _HEADERS_DROPPED, _VALUE_SIZE, _VALUE_SHA256, _KEY_SIZE = (
     PREFIX + name
     for name in ("value_null", "headers_dropped", "value_size", "value_sha256", "key_size")
@@ -126,10 +122,10 @@ class DeadLetter:
             key=ours.get(_KEY),
             value=about.original.value,
             headers=about.original.headers,
-            headers_dropped=_number(ours, _HEADERS_DROPPED) if _HEADERS_DROPPED in ours else 0,
-            value_size=_number(ours, _VALUE_SIZE) if _VALUE_SIZE in ours else None,
-            value_sha256=_text(ours, _VALUE_SHA256) if _VALUE_SHA256 in ours else None,
-            key_size=_number(ours, _KEY_SIZE) if _KEY_SIZE in ours else None,
+            headers_dropped=_if_there(_number, ours, _HEADERS_DROPPED) or 0,
+            value_size=_if_there(_number, ours, _VALUE_SIZE),
+            value_sha256=_if_there(_text, ours, _VALUE_SHA256),
+            key_size=_if_there(_number, ours, _KEY_SIZE),
         )
 
 
@@ -160,30 +156,31 @@ class About(NamedTuple):
         """Read it of a letter that `DeadLetter.from_record` can read; raises as that does."""
         if key is None or value is None:
             raise ValueError("the record has no key or no value: it is not a dead letter")
-        ours = _ours(headers)
-        try:
-            failure, place = _failure(*_failure_values(ours)), _place_values(ours)
-        except KeyError as error:
-            raise _missing(error.args[0]) from None
-        if len(headers) == len(_USUAL) and ours.keys() >= _DISPENSABLE:
-            original = Original(value, ())  # the others are asked for below, so that all are ours
+        names, values = zip(*headers) if len(headers) == len(_USUAL) else ((), ())  # noqa: B905 - pairs
+        if names == _USUAL and None not in values:  # as most letters are written
+            original = tuple.__new__(Original, (value, ()))
         else:
-            original = Original.of(value, headers)
-            if value and ours.get(_VALUE_NULL) == b"true":
-                raise ValueError(f"{_VALUE_NULL} is true, but the record has a value")
-            for name, read in _SOMETIMES:
-                if name in ours:
-                    read(ours, name)
-        if not _place_match(b" ".join(place)):
-            for name in _PLACE:
-                _number(ours, name)
-        partition, offset, timestamp_ms = map(int, place)
-        letter_id = f"{failure.group}/{failure.topic}/{partition}/{offset}@{timestamp_ms}"
-        if letter_id.encode() != key:
+            values, original = _looked_up(value, headers), Original.of(value, headers)
+        topic, partition, offset, group, _, message = values[:6]
+        reason, status, _, timestamp, connector_id, failed_at, store = values[6:]
+        failure = _failure(group, topic, reason, status, failed_at, store)
+        place = b"%b/%b@%b" % (partition, offset, timestamp)
+        if not _place_match(place):
+            for name, raw in ((_PARTITION, partition), (_OFFSET, offset), (_TIMESTAMP, timestamp)):
+                _number(name, raw)
+        if key != b"%b/%b/%b" % (group, topic, place):
+            letter_id = f"{failure.group}/{failure.topic}/{place.decode()}"
             raise ValueError(f"the record's key is not {letter_id[:200]!r}, as its headers say")
-        connector_id = _text(ours, _CONNECTOR_ID) if _CONNECTOR_ID in ours else None
-        message = _text(ours, _MESSAGE)
-        return cls(failure, partition, offset, timestamp_ms, message, connector_id, original)
+        said = (
+            failure,
+            int(partition),
+            int(offset),
+            int(timestamp),
+            _text(_MESSAGE, message),
+            None if connector_id is None else _text(_CONNECTOR_ID, connector_id),
+            original,
+        )
+        return tuple.__new__(cls, said)  # half of what the class's own takes
 
 
 class Original(NamedTuple):
@@ -288,66 +285,71 @@ def _ours(headers: Headers) -> dict[str, bytes]:
     return found
 
 
+def _looked_up(value: bytes, headers: Headers) -> tuple[Any, ...]:
+    """The contents of the usual headers, wherever they stand; None for one that is not there."""
+    ours = _ours(headers)
+    for name in _USUAL:
+        if name not in ours and name not in _DISPENSABLE:
+            raise ValueError(f"the header {name} is missing: it is not a dead letter")
+    if value and ours.get(_VALUE_NULL) == b"true":
+        raise ValueError(f"{_VALUE_NULL} is true, but the record has a value")
+    for name in (_HEADERS_DROPPED, _VALUE_SIZE, _KEY_SIZE):
+        _if_there(_number, ours, name)
+    for name in (_VALUE_NULL, _VALUE_SHA256):
+        _if_there(_text, ours, name)
+    return tuple(map(ours.get, _USUAL))
+
+
 @lru_cache(maxsize=32)  # few, for anything may stand in a record that is no letter
 def _failure(*values: bytes) -> Failure:
-    ours = dict(zip(_FAILURE, values, strict=True))
+    group, topic, reason, status, failed_at, store = values
     return Failure(
-        _text(ours, _GROUP),
-        _text(ours, _TOPIC),
-        _text(ours, _REASON),
-        _status(ours),
-        _moment(ours),
-        _text(ours, _STORE),
+        _text(_GROUP, group),
+        _text(_TOPIC, topic),
+        _text(_REASON, reason),
+        _status(status),
+        _moment(failed_at),
+        _text(_STORE, store),
     )
 
 
-def _missing(name: str) -> ValueError:
-    return ValueError(f"the header {name} is missing: it is not a dead letter")
+def _if_there(
+    read: Callable[[str, bytes], Read], ours: Mapping[str, bytes], name: str
+) -> Read | None:
+    return read(name, ours[name]) if name in ours else None
 
 
-def _text(ours: Mapping[str, bytes], name: str) -> str:
+def _text(name: str, raw: bytes) -> str:
     try:
-        return ours[name].decode()
-    except KeyError:
-        raise _missing(name) from None
+        return raw.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"the header {name} is not UTF-8") from error
 
 
-def _number(ours: Mapping[str, bytes], name: str) -> int:
-    raw = ours.get(name, b"")
+def _number(name: str, raw: bytes) -> int:
     if not _number_match(raw):
-        text = _text(ours, name)
+        text = _text(name, raw)
         raise ValueError(f"the header {name} is {text[:40]!r}, not a decimal number")
     return int(raw)
 
 
-def _status(ours: Mapping[str, bytes]) -> Literal[400, 404]:
-    match ours[_STATUS]:
+def _status(raw: bytes) -> Literal[400, 404]:
+    match raw:
         case b"404":
             return 404
         case b"400":
             return 400
         case _:
-            raise ValueError(f"the header {_STATUS} is {_number(ours, _STATUS)}, not 400 or 404")
+            raise ValueError(f"the header {_STATUS} is {_number(_STATUS, raw)}, not 400 or 404")
 
 
-def _moment(ours: Mapping[str, bytes]) -> datetime:
-    text = _text(ours, _FAILED_AT)
+def _moment(raw: bytes) -> datetime:
+    text = _text(_FAILED_AT, raw)
     try:
         moment: datetime = _time(text)
     except ValidationError as error:
         raise ValueError(f"the header {_FAILED_AT} is {text[:40]!r}, no time") from error
     return moment
-
-
-_SOMETIMES = (
-    (_VALUE_NULL, _text),
-    (_HEADERS_DROPPED, _number),
-    (_VALUE_SIZE, _number),
-    (_VALUE_SHA256, _text),
-    (_KEY_SIZE, _number),
-)
 
 
 def record_size(key: bytes, value: bytes, headers: Headers) -> int:

@@ -6,8 +6,9 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -27,6 +28,7 @@ MOST_BYTES = 2 * 1024 * 1024  # of originals that are worked on at once
 KEPT_BYTES = 52 * 1024 * 1024  # of originals that the table keeps
 OBJECT = 150  # bytes that an original takes beside what is in it, and each of its headers
 AT_ONCE = 500  # records taken from the client's buffers: of more, the first leave the CPU's caches
+EARLIEST = datetime.min.replace(tzinfo=UTC)
 COLLECTED = 1_000_000  # new objects after which cycles are looked for; Python's own default is 700
 
 Progress = Callable[[int, int], None]  # records read, of how many
@@ -113,7 +115,8 @@ class OpenLetters:
                     else:
                         letter = OpenLetter(*letter[:-1])  # a quarter of `_replace`
                 rows[record.key] = letter
-        return sorted((row for rows in open_letters.values() for row in rows.values()), key=_age)
+        by_place = chain.from_iterable(open_letters[each].values() for each in sorted(open_letters))
+        return sorted(by_place, key=lambda letter: letter.failed_at or EARLIEST)
 
     async def originals(
         self, wanted: Iterable[OpenLetter], size: int
@@ -242,10 +245,6 @@ def _collecting_seldom() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _age(letter: OpenLetter) -> tuple[float, OpenLetter]:
-    return (letter.failed_at.timestamp() if letter.failed_at else 0.0), letter
-
-
 def _size(original: Original) -> int:
     size = OBJECT + len(original.value or b"")
     for name, content in original.headers:
@@ -260,7 +259,7 @@ def _indexed(record: Any) -> OpenLetter:
         )
     except ValueError as error:
         return _unreadable(record, error)
-    return OpenLetter(
+    row = (
         record.partition,
         record.offset,
         record.key,
@@ -272,6 +271,7 @@ def _indexed(record: Any) -> OpenLetter:
         timestamp_ms,
         original,
     )
+    return tuple.__new__(OpenLetter, row)
 
 
 @lru_cache(maxsize=32)
