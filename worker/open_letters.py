@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -24,10 +25,10 @@ MESSAGE = 500  # characters of a message that the table keeps; the letter itself
 POLL = 500  # milliseconds
 FETCH_WAIT = 10  # milliseconds that a broker keeps a fetch that finds nothing
 STALLED = 30.0  # seconds without a record, before the end
-MOST_BYTES = 2 * 1024 * 1024  # of originals that are worked on at once
+MOST_BYTES = 4 * 1024 * 1024  # of originals that are worked on at once
 KEPT_BYTES = 52 * 1024 * 1024  # of originals that the table keeps
 OBJECT = 150  # bytes that an original takes beside what is in it, and each of its headers
-AT_ONCE = 500  # records taken from the client's buffers: of more, the first leave the CPU's caches
+AT_ONCE = 100  # records taken from the client's buffers: of more, the first leave the CPU's caches
 EARLIEST = datetime.min.replace(tzinfo=UTC)
 COLLECTED = 1_000_000  # new objects after which cycles are looked for; Python's own default is 700
 
@@ -118,38 +119,41 @@ class OpenLetters:
         by_place = chain.from_iterable(open_letters[each].values() for each in sorted(open_letters))
         return sorted(by_place, key=lambda letter: letter.failed_at or EARLIEST)
 
-    async def originals(
+    async def with_originals(
         self, wanted: Iterable[OpenLetter], size: int
-    ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]:
-        """What the wanted letters carry, `size` at a time, or fewer that are large.
+    ) -> AsyncIterator[list[OpenLetter]]:
+        """The wanted letters with their originals, `size` at a time, or fewer that are large.
 
         First those that were kept, all of a connector together: it is then read and written once.
         One that was not is read again, and left out if it is gone; one partition after the other,
-        as a connector's letters are usually all in one. None stands for an unreadable letter.
+        as a connector's letters are usually all in one. An unreadable letter has no original.
         """
-        batch: list[tuple[OpenLetter, Original | None]] = []
+        batch: list[OpenLetter] = []
         room = MOST_BYTES
-        async for found in self._found(wanted):
-            for letter, original in found:
-                batch.append((letter, original))
-                room -= _size(original) if original else OBJECT
-                if len(batch) == size or room < 0:
+        async for letters in self._completed(wanted):
+            for letter in letters:
+                batch.append(letter)
+                room -= _size(letter.original) if letter.original else OBJECT
+                if room < 0 or len(batch) == size:
                     yield batch
                     batch, room = [], MOST_BYTES
         if batch:
             yield batch
 
-    async def _found(
-        self, wanted: Iterable[OpenLetter]
-    ) -> AsyncIterator[Iterable[tuple[OpenLetter, Original | None]]]:
-        known: list[OpenLetter] = []
+    async def _completed(self, wanted: Iterable[OpenLetter]) -> AsyncIterator[Iterable[OpenLetter]]:
+        known: dict[str | None, list[OpenLetter]] = defaultdict(list)
         others: list[OpenLetter] = []
         for letter in wanted:
-            (known if letter.original or letter.reason == UNREADABLE else others).append(letter)
-        known.sort(key=lambda letter: letter.connector_id or "")
-        yield ((letter, letter.original) for letter in known)
+            if letter.original or letter.reason == UNREADABLE:
+                known[letter.connector_id].append(letter)
+            else:
+                others.append(letter)
+        yield chain.from_iterable(known.values())
         async for records in self._records(others):
-            yield [(letter, Original.of(one.value, one.headers)) for letter, one in records]
+            yield [
+                letter._replace(original=Original.of(one.value, one.headers))
+                for letter, one in records
+            ]
 
     async def whole(self, letter: OpenLetter) -> DeadLetter | None:
         """The letter itself; None where it is unreadable."""
@@ -179,8 +183,11 @@ class OpenLetters:
         """The records of the ranges of offsets, by partition; of everything where none is given."""
         left = await self._positioned(ranges)
         total, done = sum(end - begin for begin, end in left.values()), 0
+        reached, moved = {tp: begin for tp, (begin, _) in left.items()}, time.monotonic()
         while left:
-            found = await self._polled()
+            batches.make_room()
+            with kafka.translated(f"reading {self._topic}"):
+                found = await self._client.getmany(timeout_ms=POLL, max_records=AT_ONCE)
             for partition, records in found.items():
                 begin, end = left.get(partition, (0, 0))
                 inside = [record for record in records if begin <= record.offset < end]
@@ -188,11 +195,19 @@ class OpenLetters:
                 if inside:
                     yield partition.partition, inside
             progress(min(done, total), total)
-            for partition, (_, end) in list(left.items()):
-                # Compaction leaves gaps: it is the position that says where the end is.
-                if await self._client.position(partition) >= end:
-                    self._client.pause(partition)
-                    del left[partition]
+            # Compaction leaves gaps: it is the position that says where the end is.
+            positions = {tp: await self._client.position(tp) for tp in left}
+            if found or positions != reached:
+                reached, moved = positions, time.monotonic()
+            elif time.monotonic() > moved + STALLED:
+                raise TransientError(
+                    f"Kafka gave no record of {self._topic} for {STALLED:g} s, before its end:"
+                    " check the brokers, and run this again"
+                )
+            for tp, position in positions.items():
+                if position >= left[tp][1]:
+                    self._client.pause(tp)
+                    del left[tp]
         progress(total, total)
 
     async def _positioned(
@@ -212,23 +227,6 @@ class OpenLetters:
         for tp, (begin, _) in left.items():
             self._client.seek(tp, begin)
         return left
-
-    async def _polled(self) -> Mapping[TopicPartition, Sequence[Any]]:
-        deadline = asyncio.get_running_loop().time() + STALLED
-        while True:
-            found: Mapping[TopicPartition, Sequence[Any]]
-            with kafka.translated(f"reading {self._topic}"):
-                before = [await self._client.position(tp) for tp in self._client.assignment()]
-                batches.make_room()
-                found = await self._client.getmany(timeout_ms=POLL, max_records=AT_ONCE)
-                after = [await self._client.position(tp) for tp in self._client.assignment()]
-            if found or after != before:
-                return found
-            if asyncio.get_running_loop().time() > deadline:
-                raise TransientError(
-                    f"Kafka gave no record of {self._topic} for {STALLED:g} s, before its end:"
-                    " check the brokers, and run this again"
-                )
 
 
 @contextmanager

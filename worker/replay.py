@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from schemas.dead_letter import TOO_LARGE, Original, resolution_headers
+from schemas.dead_letter import TOO_LARGE, resolution_headers
 from schemas.sync_finished import Invalid
 from schemas.updates import Update
 from worker import pipeline
@@ -52,9 +52,9 @@ class Signature:
 
 
 class Letters(Protocol):
-    def originals(
+    def with_originals(
         self, wanted: Sequence[OpenLetter], size: int
-    ) -> AsyncIterator[list[tuple[OpenLetter, Original | None]]]: ...
+    ) -> AsyncIterator[list[OpenLetter]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Replay:
     async def run(self, wanted: Sequence[OpenLetter]) -> AsyncIterator[list[Result]]:
         """Results batch by batch, until the end or the wish to stop."""
         size = min(self.batch_size, self.rate) if self.rate else self.batch_size
-        async for batch in self.letters.originals(wanted, size):
+        async for batch in self.letters.with_originals(wanted, size):
             if self.stop.is_set():
                 return
             began = time.monotonic()
@@ -89,22 +89,22 @@ class Replay:
             if self.rate is not None:
                 await wait(self.stop, began + len(batch) / self.rate - time.monotonic())
 
-    async def _settle(self, batch: Sequence[tuple[OpenLetter, Original | None]]) -> list[Result]:
+    async def _settle(self, batch: Sequence[OpenLetter]) -> list[Result]:
         now, stores = now_us(), {self.store.store_id, *self.other_stores}
-        read = [self._read(letter, original, stores, now) for letter, original in batch]
+        read = [self._read(letter, stores, now) for letter in batch]
         updates = [one for one in read if isinstance(one, Update)]
         decide = self.store.preview if self.topic is None else self.store.apply
         outcomes = iter(await decide(updates))
         return [
             verdict(letter, next(outcomes) if isinstance(one, Update) else one)
-            for (letter, _), one in zip(batch, read, strict=True)
+            for letter, one in zip(batch, read, strict=True)
         ]
 
     def _read(
-        self, letter: OpenLetter, original: Original | None, stores: Collection[str], now: int
+        self, letter: OpenLetter, stores: Collection[str], now: int
     ) -> Update | Invalid | Result:
         """The update, or why there is none."""
-        if original is None:
+        if letter.original is None:
             return Result(letter=letter, outcome=UNREADABLE, reason=letter.reason)
         if letter.reason == TOO_LARGE:
             return Result(
@@ -115,16 +115,16 @@ class Replay:
             )
         if letter.store not in stores:
             return other_store(letter, self.store.store_id)
-        return pipeline.read(original, now)
+        return pipeline.read(letter.original, now)
 
 
 def verdict(letter: OpenLetter, found: Outcome | Invalid | Result) -> Result:
-    if isinstance(found, Result):
-        return found
+    if isinstance(found, Outcome):
+        name = found.name
+        return Result(letter, name, letter.reason if name in RESOLVING else name, found.detail)
     if isinstance(found, Invalid):
         return Result(letter=letter, outcome="invalid", reason=found.reason, message=found.message)
-    name = found.name
-    return Result(letter, name, letter.reason if name in RESOLVING else name, found.detail)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

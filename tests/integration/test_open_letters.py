@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,6 +12,7 @@ import pytest
 from schemas.dead_letter import DeadLetter, Original
 from tests.kafka import Kafka, Record, Topics
 from worker import open_letters
+from worker.errors import TransientError
 from worker.open_letters import KEPT_BYTES, OBJECT, OpenLetter, OpenLetters
 from worker.settings import Settings
 
@@ -78,17 +80,17 @@ async def test_an_original_is_the_same_kept_or_read_again(
         kept = [one for one in table if one.original]
         scans = Mock(wraps=letters._scan)
         monkeypatch.setattr(letters, "_scan", scans)
-        found = [one async for batch in letters.originals(table, 9) for one in batch]
+        found = [one async for batch in letters.with_originals(table, 9) for one in batch]
     expected = {
         number: Original.of(record.value, record.headers)
         for number, record in enumerate([*again[:40], *first[40:]])
         if number not in range(40, 60)
     }
-    assert {one.offset: original for one, original in found} == expected
+    assert {one.offset: one.original for one in found} == expected
     assert len(found) == len(table) == len(expected)
     assert all(one.connector_id != "c1" for one in kept)
-    together = [one.connector_id or "" for one, _ in found[: len(kept)]]
-    assert together == sorted(together)
+    together = [one.connector_id for one in found[: len(kept)]]
+    assert [id_ for id_, _ in groupby(together)] == list(dict.fromkeys(together))
     # A partition after the other, for that is where a connector's letters meet.
     assert [list(ranges) for ((ranges,), _) in scans.call_args_list] == [[0], [1]]
     if room == 0:
@@ -115,8 +117,25 @@ async def test_what_is_read_again_is_given_once_however_often_it_comes(
                 yield found
 
         monkeypatch.setattr(letters, "_scan", twice)
-        found = [one async for batch in letters.originals(table, 9) for one, _ in batch]
-    assert sorted(found) == sorted(table)
+        found = [one async for batch in letters.with_originals(table, 9) for one in batch]
+    assert sorted(one.offset for one in found) == list(range(20))
+
+
+async def test_brokers_that_give_no_record_before_the_end_are_not_waited_for_for_ever(
+    kafka: Kafka, topic: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_letters, "STALLED", 2.0)
+    await kafka.produce(topic.dlq, [letter(0, "c")])
+
+    async def nothing(**_: Any) -> dict[Any, Any]:
+        await asyncio.sleep(0.1)
+        return {}
+
+    async with OpenLetters.opened(named(kafka, topic)) as letters:
+        monkeypatch.setattr(letters._client, "getmany", nothing)
+        async with asyncio.timeout(10):
+            with pytest.raises(TransientError, match=f"no record of {topic.dlq} for 2 s"):
+                await letters.table()
 
 
 @pytest.mark.parametrize("keep", [None, lambda _: True], ids=["read again", "kept"])
@@ -129,5 +148,5 @@ async def test_headers_count_in_what_is_worked_on_at_once(
     await kafka.produce(topic.dlq, [letter(number, "c") for number in range(1, 80, 2)])
     async with OpenLetters.opened(named(kafka, topic)) as letters:
         table = await letters.table(keep=keep)
-        sizes = [len(batch) async for batch in letters.originals(table, 100)]
+        sizes = [len(batch) async for batch in letters.with_originals(table, 100)]
     assert sizes == [5] * 8  # an object each for the letter and its one header
