@@ -24,27 +24,28 @@ class SlowElasticsearch(FakeElasticsearch):
         """Forget what was noted."""
         self.requests.clear()
         self._latency = latency
-        self._in_flight, self._busy, self._area = 0, 0.0, 0.0
-        self._moved_at = time.perf_counter()
+        self._in_flight, self._area = 0, 0.0
+        self._began = self._moved_at = 0.0
 
     @property
     def in_flight(self) -> float:
-        """Updates in flight on average, of the time in which there was one."""
-        return self._area / self._busy if self._busy else 0.0
+        """Updates in flight on average, from the first one to the end of the last."""
+        return self._area / (self._moved_at - self._began)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         an_update = scope["path"].endswith("/_last_sync")
-        self._move(an_update)
+        if an_update:
+            self._move(1)
         try:
             await asyncio.sleep(self._latency)
             await super()._app(scope, receive, send)
         finally:
-            self._move(-an_update)
+            if an_update:
+                self._move(-1)
 
     def _move(self, by: int) -> None:
         now = time.perf_counter()
-        if self._in_flight:
-            self._busy += now - self._moved_at
-            self._area += self._in_flight * (now - self._moved_at)
+        self._began = self._began or now
+        self._area += self._in_flight * (now - (self._moved_at or now))
         self._moved_at = now
         self._in_flight += by

@@ -400,6 +400,29 @@ async def test_no_more_requests_are_in_flight_than_the_setting_says() -> None:
         assert all(await adding)
 
 
+async def test_connectors_change_while_the_ledger_is_written_for_others_of_the_batch(
+    server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elasticsearch, "AT_ONCE", 4)
+    ids = [str(number) for number in range(12)]
+    await store.add(ids)
+    server.requests.clear()
+    pins = [server.pin(writes_ledger) for _ in range(2)]
+    batch = [
+        Update(connector_id=id_, fields={**NEW}, at=1, rank=1, event_id=f"event of {id_}")
+        for id_ in ids
+    ]
+    applying = asyncio.create_task(store.apply(batch))
+    await until(partial(reached, pins, 2))
+    await asyncio.sleep(0.1)
+    assert len(puts(server)) == 8  # and no more: the ledger is behind for two parts at most
+    pins[0].release.set()
+    await until(lambda: len(puts(server)) == 12)
+    pins[1].release.set()
+    assert [outcome.name for outcome in await applying] == ["applied"] * len(ids)
+    assert await differences(store) == []
+
+
 def reached(pins: Sequence[Pin], count: int) -> bool:
     return sum(pin.reached.is_set() for pin in pins) >= count
 

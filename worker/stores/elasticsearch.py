@@ -9,10 +9,17 @@ put may have been those of another moment.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from elasticsearch import ConflictError
@@ -31,12 +38,14 @@ from worker.stores.ledger import Entry, Ledger
 
 OPEN_TIMEOUT = 3.5  # seconds
 AT_ONCE = 500  # connectors in one request to the ledger
+SLICES = 2  # of so many: connectors of one change while the ledger is read or written for the other
 MOST = 4_000  # seven seconds, where a server takes 20 ms for a request
 CONTENTION_TIMEOUT = 15.0  # seconds that a call goes on losing to other writers
 IN_FLIGHT = 2.0  # seconds that another writer may be between its two writes
 
 # What one attempt says, and what it writes to the ledger; None: nothing was changed.
 Attempt = tuple[Any, Entry | None]
+Item = TypeVar("Item", str, tuple[str, ...])
 EMPTY = State(fields={}, stamps={})
 
 
@@ -106,7 +115,7 @@ class ElasticsearchStore:
         live = {}
         for ids in _slices(_by_connector(updates)):
             entries = await self._load(ids)
-            known = await self._each(ids, self._api.get)
+            known = await _each(ids, self._api.get, self._slots)
             for id_ in ids:
                 if known[id_] is not None:
                     live[id_] = replace(entries[id_].state or EMPTY, deleted=False)
@@ -163,20 +172,23 @@ class ElasticsearchStore:
     ) -> dict[str, Any]:
         """Bring an attempt for each connector to its end, and give what it said."""
         answers: dict[str, Any] = {}
-        for ids in _slices(connector_ids):
+
+        async def change(ids: Sequence[str]) -> None:
             waiting = list(ids)
             deadline = time.monotonic() + CONTENTION_TIMEOUT
             for delay in backoff():
                 entries = await self._load(waiting)
                 waiting = await self._attempt_each(waiting, entries, attempt, answers)
                 if not waiting:
-                    break
+                    return
                 if time.monotonic() > deadline:
                     raise TransientError(
                         f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
                         f" quicker for {CONTENTION_TIMEOUT:g} s"
                     )
                 await asyncio.sleep(delay)
+
+        await _each(_slices(connector_ids), change, asyncio.Semaphore(SLICES))
         return answers
 
     async def _attempt_each(
@@ -194,31 +206,12 @@ class ElasticsearchStore:
             except ConflictError:  # the API does not repeat its own lost races
                 return None
 
-        made = await self._each(ids, one)
+        made = await _each(ids, one, self._slots)
         won = {id_: said for id_, said in made.items() if said is not None}
         answers.update({id_: answer for id_, (answer, _) in won.items()})
         changes = {id_: entry for id_, (_, entry) in won.items() if entry is not None}
         lost = await self._book.write(changes) if changes else set()
         return [id_ for id_ in ids if made[id_] is None or id_ in lost]
-
-    async def _each(
-        self, ids: Iterable[str], call: Callable[[str], Awaitable[Any]]
-    ) -> dict[str, Any]:
-        """What the calls give, by id; at most so many at a time as the setting says."""
-
-        async def limited(id_: str) -> Any:
-            async with self._slots:
-                return await call(id_)
-
-        tasks = {}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for id_ in ids:
-                    tasks[id_] = group.create_task(limited(id_), name=f"connector {id_}")
-        except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            raise first from first.__cause__
-        return {id_: task.result() for id_, task in tasks.items()}
 
     async def _load(self, connector_ids: Sequence[str]) -> dict[str, Entry]:
         return await self._book.load(connector_ids)
@@ -295,7 +288,7 @@ class ElasticsearchStore:
             for id_, entry in entries.items()
             if entry.state is not None and not entry.state.deleted
         }
-        found = await self._each(expected, self._api.get)
+        found = await _each(expected, self._api.get, self._slots)
         compared = {id_: _compared(id_, found[id_], state) for id_, state in expected.items()}
         return {id_: differences for id_, differences in compared.items() if differences}
 
@@ -307,6 +300,24 @@ class ElasticsearchStore:
         return None, entry if await self._put(id_, state.fields) else _buried(entry)
 
 
+async def _each(
+    items: Iterable[Item], call: Callable[[Item], Awaitable[Any]], slots: asyncio.Semaphore
+) -> dict[Item, Any]:
+    """What the calls give, by item; in their order, as many at a time as there are slots."""
+
+    async def limited(item: Item) -> Any:
+        async with slots:
+            return await call(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = {item: group.create_task(limited(item)) for item in items}
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
+    return {item: task.result() for item, task in tasks.items()}
+
+
 def _by_connector(updates: Sequence[Update]) -> dict[str, list[int]]:
     """The places of each connector's updates."""
     places: dict[str, list[int]] = {}
@@ -315,8 +326,8 @@ def _by_connector(updates: Sequence[Update]) -> dict[str, list[int]]:
     return places
 
 
-def _slices(ids: Iterable[str]) -> Iterable[list[str]]:
-    every = list(ids)
+def _slices(ids: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    every = tuple(ids)
     return (every[start : start + AT_ONCE] for start in range(0, len(every), AT_ONCE))
 
 
