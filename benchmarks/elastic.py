@@ -30,7 +30,7 @@ class SlowElasticsearch(FakeElasticsearch):
     @property
     def in_flight(self) -> float:
         """Updates in flight on average, from the first one to the end of the last."""
-        return self._area / (self._moved_at - self._began)
+        return self._area / (self._moved_at - self._began) if self._began else 0.0
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         an_update = scope["path"].endswith("/_last_sync")

@@ -42,6 +42,10 @@ LETTER = DeadLetter(
     store="5f0c9a52-6a0c-4a58-9d0f-b9f2f60a3f50",
 )
 MEBIBYTE = 1024 * 1024
+USUAL = (
+    *("topic", "partition", "offset", "group", "delivery.count", "message", "reason", "status"),
+    *("key", "timestamp", "connector_id", "failed_at", "store"),
+)
 
 
 def ours(letter: DeadLetter, max_bytes: int = MEBIBYTE) -> dict[str, bytes | None]:
@@ -318,33 +322,52 @@ def test_a_record_without_a_header_of_ours_is_no_letter(name: str) -> None:
         DeadLetter.from_record(LETTER.id.encode(), b"", without(header))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("partition", b""),
-        ("partition", b"-1"),
-        ("partition", b"+1"),
-        ("partition", b"01"),
-        ("partition", b" 1"),
-        ("partition", b"1.0"),
-        ("partition", "\u0661".encode()),
-        ("offset", b"1" * 5_000),
-        ("timestamp", b"-2"),
-        ("status", b"500"),
-        ("status", b"x"),
-        ("failed_at", b"yesterday"),
-        ("failed_at", b"2024-11-09T15:20:01"),
-        ("group", b"\xff"),
-        ("topic", None),
-        ("headers_dropped", b"x"),
-        ("value_size", b"-1"),
-        ("value_sha256", b"\xff"),
-    ],
-)
+MALFORMED = [
+    ("partition", b""),
+    ("partition", b"-1"),
+    ("partition", b"+1"),
+    ("partition", b"01"),
+    ("partition", b" 1"),
+    ("partition", b"1.0"),
+    ("partition", "\u0661".encode()),
+    ("offset", b"1" * 5_000),
+    ("timestamp", b"-2"),
+    ("status", b"500"),
+    ("status", b"x"),
+    ("failed_at", b"yesterday"),
+    ("failed_at", b"2024-11-09T15:20:01"),
+    ("group", b"\xff"),
+    ("topic", None),
+]
+MALFORMED_SOMETIMES = [
+    ("headers_dropped", b"x"),
+    ("value_size", b"-1"),
+    ("value_sha256", b"\xff"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [*MALFORMED, *MALFORMED_SOMETIMES])
 def test_a_malformed_header_of_ours_is_named(name: str, value: bytes | None) -> None:
     header = f"__dlq.errors.{name}"
     with pytest.raises(ValueError, match=header):
         DeadLetter.from_record(LETTER.id.encode(), b"", [*without(header), (header, value)])
+
+
+@pytest.mark.parametrize(("name", "value"), [*MALFORMED, *((name, None) for name in USUAL)])
+def test_a_malformed_header_among_the_usual_ones_is_named(name: str, value: bytes | None) -> None:
+    key, content, headers = replace(LETTER, headers=()).to_record(MEBIBYTE)
+    header = f"__dlq.errors.{name}"
+    changed = [(each, value if each == header else given) for each, given in headers]
+    with pytest.raises(ValueError, match=header):
+        DeadLetter.from_record(key, content, changed)
+
+
+def test_the_usual_headers_are_read_by_their_names_in_any_order() -> None:
+    key, value, headers = replace(LETTER, headers=()).to_record(MEBIBYTE)
+    assert [name for name, _ in headers] == [f"__dlq.errors.{name}" for name in USUAL]
+    for turn in range(len(headers)):
+        turned = [*headers[turn:], *headers[:turn]]
+        assert DeadLetter.from_record(key, value, turned) == replace(LETTER, headers=())
 
 
 def test_a_repeated_header_of_ours_is_refused() -> None:

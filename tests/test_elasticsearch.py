@@ -400,27 +400,98 @@ async def test_no_more_requests_are_in_flight_than_the_setting_says() -> None:
         assert all(await adding)
 
 
-async def test_connectors_change_while_the_ledger_is_written_for_others_of_the_batch(
+IDS = [str(number) for number in range(12)]
+
+
+@pytest.fixture
+async def sliced(
     server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> ConnectorStore:
+    """A store that changes four connectors, and then writes the ledger for them."""
+    await store.add(IDS)
     monkeypatch.setattr(elasticsearch, "AT_ONCE", 4)
-    ids = [str(number) for number in range(12)]
-    await store.add(ids)
     server.requests.clear()
-    pins = [server.pin(writes_ledger) for _ in range(2)]
-    batch = [
-        Update(connector_id=id_, fields={**NEW}, at=1, rank=1, event_id=f"event of {id_}")
-        for id_ in ids
+    return store
+
+
+def one_each() -> list[Update]:
+    return [
+        Update(connector_id=id_, fields=NEW, at=1, rank=1, event_id=f"event of {id_}")
+        for id_ in IDS
     ]
-    applying = asyncio.create_task(store.apply(batch))
-    await until(partial(reached, pins, 2))
+
+
+async def test_connectors_change_while_the_ledger_is_written_for_those_before(
+    server: FakeElasticsearch, sliced: ConnectorStore
+) -> None:
+    pin = server.pin(writes_ledger)
+    applying = asyncio.create_task(sliced.apply(one_each()))
+    await until(pin.reached.is_set)
+    await until(lambda: len(puts(server)) == 8)
     await asyncio.sleep(0.1)
-    assert len(puts(server)) == 8  # and no more: the ledger is behind for two parts at most
-    pins[0].release.set()
-    await until(lambda: len(puts(server)) == 12)
-    pins[1].release.set()
-    assert [outcome.name for outcome in await applying] == ["applied"] * len(ids)
-    assert await differences(store) == []
+    assert len(puts(server)) == 8  # and no more: the ledger has to be written first
+    pin.release.set()
+    assert [outcome.name for outcome in await applying] == ["applied"] * len(IDS)
+    assert await differences(sliced) == []
+
+
+async def test_an_error_does_not_cut_off_the_ledger_of_those_before(
+    server: FakeElasticsearch, sliced: ConnectorStore
+) -> None:
+    pin = server.pin(writes_ledger)
+    server.fail(503, match=lambda request: request.path.startswith(f"/_connector/{IDS[5]}"))
+    deleting = asyncio.create_task(sliced.delete(IDS))
+    await until(pin.reached.is_set)
+    await until(lambda: f"/_connector/{IDS[5]}" in [path for _, path, _ in server.requests])
+    await asyncio.sleep(0.1)
+    assert not deleting.done()
+    pin.release.set()
+    with pytest.raises(TransientError):
+        await deleting
+    server.failures.clear()
+    found = {difference.connector_id for difference in await differences(sliced)}
+    assert found.isdisjoint(IDS[:4])
+
+
+async def test_a_cancelled_change_leaves_nobody_who_writes_the_ledger_later(
+    server: FakeElasticsearch, sliced: ConnectorStore
+) -> None:
+    ledgers, values = (
+        server.pin(writes_ledger),
+        server.pin(lambda r: puts_values(r) and IDS[5] in r.path),
+    )
+    others = asyncio.all_tasks()
+    applying = asyncio.create_task(sliced.apply(one_each()))
+    await until(ledgers.reached.is_set)
+    await until(values.reached.is_set)
+    applying.cancel()
+    await asyncio.wait({applying}, timeout=5)
+    assert applying.cancelled()
+    ours = [task for task in asyncio.all_tasks() - others if "Store" in str(task.get_coro())]
+    assert ours == []
+    ledgers.release.set()
+    values.release.set()
+
+
+async def test_who_loses_to_another_writer_is_first_again(
+    server: FakeElasticsearch, sliced: ConnectorStore, other: ConnectorStore
+) -> None:
+    pin = server.pin(writes_ledger)
+    applying = asyncio.create_task(sliced.apply(one_each()))
+    await until(pin.reached.is_set)
+    newer = Update(
+        connector_id=IDS[0], fields={"last_sync_status": "error"}, at=2, rank=1, event_id="newer"
+    )
+    await other.apply([newer])
+    pin.release.set()
+    assert [outcome.name for outcome in await applying] == ["applied"] * len(IDS)
+    put = [path.split("/")[2] for _, path, _ in server.requests if path.endswith("/_last_sync")]
+    last = len(put) - 1 - put[::-1].index(IDS[0])
+    assert last < put.index(IDS[8])  # before the next ones
+    assert await differences(sliced) == []
+    found = await sliced.get(IDS[0])
+    assert found is not None
+    assert found.fields["last_sync_status"] == "error"
 
 
 def reached(pins: Sequence[Pin], count: int) -> bool:

@@ -136,7 +136,6 @@ class DeadLetterTopic:
         producer = _Producer(
             **kafka.client_options(self._settings),
             acks="all",
-            compression_type="zstd",  # to a twentieth: the names of thirteen headers recur
             max_batch_size=MAX_BATCH,
             max_request_size=self._max_bytes + REQUEST_OVERHEAD,
             request_timeout_ms=int(PUBLISH_TIMEOUT * 1000),

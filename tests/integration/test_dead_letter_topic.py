@@ -2,11 +2,9 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
-from schemas.dead_letter import record_size, resolution_headers
 from tests.brokers import Broker
 from tests.eventually import eventually
 from tests.integration.test_consumer import settings_for
@@ -63,16 +61,3 @@ async def test_letters_whose_time_the_brokers_refuse_say_so(kafka: Kafka, topic:
     async with DeadLetterTopic.opened(settings_for(kafka, topic), 2**20) as letters:
         with pytest.raises(MisconfiguredError, match=f"{topic.dlq}.*InvalidTimestampError"):
             await letters.publish([LETTER] * 5_000)  # more than fit into their millisecond
-
-
-async def test_letters_and_tombstones_are_a_fraction_of_their_size_on_the_disk(
-    kafka: Kafka, topic: Topics
-) -> None:
-    letters = [replace(LETTER, offset=n, partition=0) for n in range(200)]
-    sizes = [record_size(*letter.to_record(2**20)) for letter in letters]
-    await kafka.alter(topic.dlq, {"max.message.bytes": str(min(sum(sizes), MAX_BATCH) // 8)})
-    async with DeadLetterTopic.opened(settings_for(kafka, topic), 2**20) as dead_letters:
-        await dead_letters.publish(letters)
-        headers = resolution_headers("ops", "applied", datetime.now(UTC), "registered now")
-        await dead_letters.close([(0, letter.id.encode(), headers) for letter in letters])
-    assert len(await kafka.read_all(topic.dlq)) == 2 * len(letters)

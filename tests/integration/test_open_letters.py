@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any
 from unittest.mock import Mock
 
@@ -136,6 +136,24 @@ async def test_brokers_that_give_no_record_before_the_end_are_not_waited_for_for
         async with asyncio.timeout(10):
             with pytest.raises(TransientError, match=f"no record of {topic.dlq} for 2 s"):
                 await letters.table()
+
+
+async def test_brokers_that_give_a_record_now_and_then_are_waited_for(
+    kafka: Kafka, topic: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_letters, "STALLED", 1.0)
+    await kafka.produce(topic.dlq, [letter(number, "c") for number in range(4)])
+    async with OpenLetters.opened(named(kafka, topic)) as letters:
+        getmany, polls = letters._client.getmany, count()
+
+        async def seldom(**options: Any) -> Any:
+            await asyncio.sleep(0.4)
+            return await getmany(**{**options, "max_records": 1}) if next(polls) % 2 else {}
+
+        monkeypatch.setattr(letters._client, "getmany", seldom)
+        table = await letters.table()
+    assert sorted(one.offset for one in table) == list(range(4))
+    assert next(polls) > 4  # so that it took longer than that
 
 
 @pytest.mark.parametrize("keep", [None, lambda _: True], ids=["read again", "kept"])

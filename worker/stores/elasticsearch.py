@@ -9,17 +9,10 @@ put may have been those of another moment.
 
 import asyncio
 import time
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from elasticsearch import ConflictError
@@ -38,14 +31,12 @@ from worker.stores.ledger import Entry, Ledger
 
 OPEN_TIMEOUT = 3.5  # seconds
 AT_ONCE = 500  # connectors in one request to the ledger
-SLICES = 2  # of so many: connectors of one change while the ledger is read or written for the other
 MOST = 4_000  # seven seconds, where a server takes 20 ms for a request
 CONTENTION_TIMEOUT = 15.0  # seconds that a call goes on losing to other writers
 IN_FLIGHT = 2.0  # seconds that another writer may be between its two writes
 
 # What one attempt says, and what it writes to the ledger; None: nothing was changed.
 Attempt = tuple[Any, Entry | None]
-Item = TypeVar("Item", str, tuple[str, ...])
 EMPTY = State(fields={}, stamps={})
 
 
@@ -115,7 +106,7 @@ class ElasticsearchStore:
         live = {}
         for ids in _slices(_by_connector(updates)):
             entries = await self._load(ids)
-            known = await _each(ids, self._api.get, self._slots)
+            known = await self._each(ids, self._api.get)
             for id_ in ids:
                 if known[id_] is not None:
                     live[id_] = replace(entries[id_].state or EMPTY, deleted=False)
@@ -170,35 +161,53 @@ class ElasticsearchStore:
         connector_ids: Iterable[str],
         attempt: Callable[[str, Entry], Awaitable[Attempt]],
     ) -> dict[str, Any]:
-        """Bring an attempt for each connector to its end, and give what it said."""
+        """Bring an attempt for each connector to its end, and give what it said.
+
+        While the ledger is written for some, the next ones change.
+        """
         answers: dict[str, Any] = {}
-
-        async def change(ids: Sequence[str]) -> None:
-            waiting = list(ids)
-            deadline = time.monotonic() + CONTENTION_TIMEOUT
-            for delay in backoff():
-                entries = await self._load(waiting)
-                waiting = await self._attempt_each(waiting, entries, attempt, answers)
-                if not waiting:
-                    return
-                if time.monotonic() > deadline:
-                    raise TransientError(
-                        f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
-                        f" quicker for {CONTENTION_TIMEOUT:g} s"
-                    )
-                await asyncio.sleep(delay)
-
-        await _each(_slices(connector_ids), change, asyncio.Semaphore(SLICES))
+        writing: asyncio.Task[list[str]] | None = None
+        try:
+            for ids in _slices(connector_ids):
+                made = await self._attempt_each(ids, attempt)
+                before, writing = writing, asyncio.create_task(self._write(made, answers))
+                if before is not None:
+                    await self._insist(await before, attempt, answers)
+            if writing is not None:
+                await self._insist(await writing, attempt, answers)
+        except BaseException as error:
+            if writing is not None:
+                if not isinstance(error, Exception):
+                    writing.cancel()
+                # After an error what was changed is written: it may not come again.
+                await asyncio.gather(writing, return_exceptions=True)
+            raise
         return answers
 
-    async def _attempt_each(
+    async def _insist(
         self,
-        ids: Sequence[str],
-        entries: Mapping[str, Entry],
+        losers: list[str],
         attempt: Callable[[str, Entry], Awaitable[Attempt]],
         answers: dict[str, Any],
-    ) -> list[str]:
-        """Make one attempt for each; gives the ids of those that lost to another writer."""
+    ) -> None:
+        """Attempt it again for those that lost to another writer."""
+        deadline = time.monotonic() + CONTENTION_TIMEOUT
+        for delay in backoff():
+            if not losers:
+                return
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"{named(self._book.url)}: other writers of connector {losers[0]!r} were"
+                    f" quicker for {CONTENTION_TIMEOUT:g} s"
+                )
+            await asyncio.sleep(delay)
+            losers = await self._write(await self._attempt_each(losers, attempt), answers)
+
+    async def _attempt_each(
+        self, ids: Sequence[str], attempt: Callable[[str, Entry], Awaitable[Attempt]]
+    ) -> dict[str, Attempt | None]:
+        """Make one attempt for each; None is that of one that lost to another writer."""
+        entries = await self._load(ids)
 
         async def one(id_: str) -> Attempt | None:
             try:
@@ -206,12 +215,36 @@ class ElasticsearchStore:
             except ConflictError:  # the API does not repeat its own lost races
                 return None
 
-        made = await _each(ids, one, self._slots)
+        return await self._each(ids, one)
+
+    async def _write(
+        self, made: Mapping[str, Attempt | None], answers: dict[str, Any]
+    ) -> list[str]:
+        """Write the ledger, and note the answers; gives the ids of those that lost."""
         won = {id_: said for id_, said in made.items() if said is not None}
         answers.update({id_: answer for id_, (answer, _) in won.items()})
         changes = {id_: entry for id_, (_, entry) in won.items() if entry is not None}
         lost = await self._book.write(changes) if changes else set()
-        return [id_ for id_ in ids if made[id_] is None or id_ in lost]
+        return [id_ for id_, said in made.items() if said is None or id_ in lost]
+
+    async def _each(
+        self, ids: Iterable[str], call: Callable[[str], Awaitable[Any]]
+    ) -> dict[str, Any]:
+        """What the calls give, by id; at most so many at a time as the setting says."""
+
+        async def limited(id_: str) -> Any:
+            async with self._slots:
+                return await call(id_)
+
+        tasks = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for id_ in ids:
+                    tasks[id_] = group.create_task(limited(id_), name=f"connector {id_}")
+        except BaseExceptionGroup as errors:
+            first = errors.exceptions[0]
+            raise first from first.__cause__
+        return {id_: task.result() for id_, task in tasks.items()}
 
     async def _load(self, connector_ids: Sequence[str]) -> dict[str, Entry]:
         return await self._book.load(connector_ids)
@@ -288,7 +321,7 @@ class ElasticsearchStore:
             for id_, entry in entries.items()
             if entry.state is not None and not entry.state.deleted
         }
-        found = await _each(expected, self._api.get, self._slots)
+        found = await self._each(expected, self._api.get)
         compared = {id_: _compared(id_, found[id_], state) for id_, state in expected.items()}
         return {id_: differences for id_, differences in compared.items() if differences}
 
@@ -300,24 +333,6 @@ class ElasticsearchStore:
         return None, entry if await self._put(id_, state.fields) else _buried(entry)
 
 
-async def _each(
-    items: Iterable[Item], call: Callable[[Item], Awaitable[Any]], slots: asyncio.Semaphore
-) -> dict[Item, Any]:
-    """What the calls give, by item; in their order, as many at a time as there are slots."""
-
-    async def limited(item: Item) -> Any:
-        async with slots:
-            return await call(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = {item: group.create_task(limited(item)) for item in items}
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
-        raise first from first.__cause__
-    return {item: task.result() for item, task in tasks.items()}
-
-
 def _by_connector(updates: Sequence[Update]) -> dict[str, list[int]]:
     """The places of each connector's updates."""
     places: dict[str, list[int]] = {}
@@ -326,8 +341,8 @@ def _by_connector(updates: Sequence[Update]) -> dict[str, list[int]]:
     return places
 
 
-def _slices(ids: Iterable[str]) -> Iterable[tuple[str, ...]]:
-    every = tuple(ids)
+def _slices(ids: Iterable[str]) -> Iterable[list[str]]:
+    every = list(ids)
     return (every[start : start + AT_ONCE] for start in range(0, len(every), AT_ONCE))
 
 
