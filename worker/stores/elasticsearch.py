@@ -161,53 +161,32 @@ class ElasticsearchStore:
         connector_ids: Iterable[str],
         attempt: Callable[[str, Entry], Awaitable[Attempt]],
     ) -> dict[str, Any]:
-        """Bring an attempt for each connector to its end, and give what it said.
-
-        While the ledger is written for some, the next ones change.
-        """
+        """Bring an attempt for each connector to its end, and give what it said."""
         answers: dict[str, Any] = {}
-        writing: asyncio.Task[list[str]] | None = None
-        try:
-            for ids in _slices(connector_ids):
-                made = await self._attempt_each(ids, attempt)
-                before, writing = writing, asyncio.create_task(self._write(made, answers))
-                if before is not None:
-                    await self._insist(await before, attempt, answers)
-            if writing is not None:
-                await self._insist(await writing, attempt, answers)
-        except BaseException as error:
-            if writing is not None:
-                if not isinstance(error, Exception):
-                    writing.cancel()
-                # After an error what was changed is written: it may not come again.
-                await asyncio.gather(writing, return_exceptions=True)
-            raise
+        for ids in _slices(connector_ids):
+            waiting = list(ids)
+            deadline = time.monotonic() + CONTENTION_TIMEOUT
+            for delay in backoff():
+                entries = await self._load(waiting)
+                waiting = await self._attempt_each(waiting, entries, attempt, answers)
+                if not waiting:
+                    break
+                if time.monotonic() > deadline:
+                    raise TransientError(
+                        f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
+                        f" quicker for {CONTENTION_TIMEOUT:g} s"
+                    )
+                await asyncio.sleep(delay)
         return answers
 
-    async def _insist(
+    async def _attempt_each(
         self,
-        losers: list[str],
+        ids: Sequence[str],
+        entries: Mapping[str, Entry],
         attempt: Callable[[str, Entry], Awaitable[Attempt]],
         answers: dict[str, Any],
-    ) -> None:
-        """Attempt it again for those that lost to another writer."""
-        deadline = time.monotonic() + CONTENTION_TIMEOUT
-        for delay in backoff():
-            if not losers:
-                return
-            if time.monotonic() > deadline:
-                raise TransientError(
-                    f"{named(self._book.url)}: other writers of connector {losers[0]!r} were"
-                    f" quicker for {CONTENTION_TIMEOUT:g} s"
-                )
-            await asyncio.sleep(delay)
-            losers = await self._write(await self._attempt_each(losers, attempt), answers)
-
-    async def _attempt_each(
-        self, ids: Sequence[str], attempt: Callable[[str, Entry], Awaitable[Attempt]]
-    ) -> dict[str, Attempt | None]:
-        """Make one attempt for each; None is that of one that lost to another writer."""
-        entries = await self._load(ids)
+    ) -> list[str]:
+        """Make one attempt for each; gives the ids of those that lost to another writer."""
 
         async def one(id_: str) -> Attempt | None:
             try:
@@ -215,17 +194,12 @@ class ElasticsearchStore:
             except ConflictError:  # the API does not repeat its own lost races
                 return None
 
-        return await self._each(ids, one)
-
-    async def _write(
-        self, made: Mapping[str, Attempt | None], answers: dict[str, Any]
-    ) -> list[str]:
-        """Write the ledger, and note the answers; gives the ids of those that lost."""
+        made = await self._each(ids, one)
         won = {id_: said for id_, said in made.items() if said is not None}
         answers.update({id_: answer for id_, (answer, _) in won.items()})
         changes = {id_: entry for id_, (_, entry) in won.items() if entry is not None}
         lost = await self._book.write(changes) if changes else set()
-        return [id_ for id_, said in made.items() if said is None or id_ in lost]
+        return [id_ for id_ in ids if made[id_] is None or id_ in lost]
 
     async def _each(
         self, ids: Iterable[str], call: Callable[[str], Awaitable[Any]]
