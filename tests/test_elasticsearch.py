@@ -404,6 +404,24 @@ def reached(pins: Sequence[Pin], count: int) -> bool:
     return sum(pin.reached.is_set() for pin in pins) >= count
 
 
+async def test_two_who_register_the_same_at_once_may_share_them(
+    server: FakeElasticsearch, store: ConnectorStore, other: ConnectorStore
+) -> None:
+    registers = server.pin(lambda r: r.method == "PUT" and r.path == "/_connector/b")
+    asks = server.pin(lambda r: r.method == "GET" and r.path == "/_connector/c")
+    one = asyncio.create_task(store.add(["b", "c"]))
+    await registers.reached.wait()
+    await asks.reached.wait()
+    writes = server.pin(writes_ledger)
+    another = asyncio.create_task(other.add(["b", "c"]))
+    await writes.reached.wait()
+    registers.release.set()
+    asks.release.set()
+    assert await one == [True, False]
+    writes.release.set()
+    assert await another == [False, True]
+
+
 async def test_a_cursor_is_merged_as_elasticsearch_does(store: ConnectorStore) -> None:
     await store.apply([update(1, sync_cursor={"page": 1, "of": {"a": 1}})])
     await store.apply([update(2, sync_cursor={"page": 2, "of": {"b": 2}})])

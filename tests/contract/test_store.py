@@ -361,10 +361,11 @@ async def test_a_deletion_meets_a_merge_without_loss(
 
 
 async def test_a_connector_is_registered_once_by_two(
-    store: ConnectorStore, other: ConnectorStore
+    store: ConnectorStore, other: ConnectorStore, place: Place
 ) -> None:
     answers = await asyncio.gather(*(one.add(["a", "b"]) for one in (store, other) * 4))
-    assert sorted(answers) == [[False, False]] * 7 + [[True, True]]
+    assert [sum(each) for each in zip(*answers, strict=True)] == [1, 1]
+    assert [True, True] in answers or not place.atomic
 
 
 async def test_readers_wait_for_no_writer_and_see_nothing_of_it_yet(
