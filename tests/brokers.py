@@ -5,6 +5,7 @@
 
 import contextlib
 import gc
+import hashlib
 import io
 import os
 import re
@@ -33,7 +34,7 @@ KAFKA = "4.3.1"
 IMAGE = f"apache/kafka:{KAFKA}"
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0  # seconds
-STOP_TIMEOUT = 15.0  # seconds
+STOP_TIMEOUT = 60.0  # seconds
 FETCH_TIMEOUT = 600.0  # seconds
 STARTED = "Kafka Server started"  # the broker's own words, once it answers clients
 OLDEST_JAVA = 17
@@ -224,11 +225,12 @@ class JarBroker(Broker):
         *,
         java: str,
         jars: Path,
+        archiving: str,
         listeners: Sequence[Listener] = (),
         properties: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(listeners=listeners, properties=properties)
-        self._java = (java, HEAP, *JVM_OPTIONS, *LOG_OPTIONS, "-cp", str(jars / "*"))
+        self._java = (java, HEAP, *JVM_OPTIONS, *LOG_OPTIONS, archiving, "-cp", str(jars / "*"))
         self._home = Path(tempfile.mkdtemp(prefix="last-sync-broker-"))
         self._log = self._home / "broker.log"
         self._data = self._home / "data"
@@ -472,11 +474,14 @@ def ensure_image(engine: Any, image: str) -> None:
 
 def jar_brokers(environ: Mapping[str, str]) -> BrokerFactory:
     java, jars = find_java(environ), fetch_jars(environ)
+    archiving = f"-XX:SharedArchiveFile={class_archive(java, jars)}"
 
     def make(
         *, listeners: Sequence[Listener] = (), properties: Mapping[str, str] | None = None
     ) -> Broker:
-        return JarBroker(java=java, jars=jars, listeners=listeners, properties=properties)
+        return JarBroker(
+            java=java, jars=jars, archiving=archiving, listeners=listeners, properties=properties
+        )
 
     return make
 
@@ -506,6 +511,25 @@ def fetch_jars(environ: Mapping[str, str]) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         _fetch(maven, Path(scratch), jars)
     return jars
+
+
+def class_archive(java: str, jars: Path) -> Path:
+    """Return Kafka's classes as this very Java has them in memory, made once and kept in the cache.
+
+    A broker starts with it in half the time. Java goes on without one that is not its own.
+    """
+    version = hashlib.sha256(_output([java, "-version"]).encode()).hexdigest()[:12]
+    archive = jars.with_name(f"{jars.name}-java-{version}.jsa")
+    if not archive.exists():
+        with tempfile.TemporaryDirectory(dir=jars.parent) as scratch:
+            made = Path(scratch, "classes.jsa")
+            archiving = f"-XX:ArchiveClassesAtExit={made}"
+            with JarBroker(java=java, jars=jars, archiving=archiving) as broker:
+                broker.start()
+                broker.stop()
+            with contextlib.suppress(FileNotFoundError):  # there are Javas that write none
+                made.rename(archive)
+    return archive
 
 
 def _fetch(maven: str, scratch: Path, jars: Path) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.brokers import KAFKA, fetch_jars, find_java
+from tests.brokers import JVM_OPTIONS, KAFKA, class_archive, fetch_jars, find_java
 
 ARTIFACT = f"org.apache.kafka:kafka-tools:{KAFKA}:jar"
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
@@ -20,11 +20,13 @@ FETCH_TIMEOUT = 300.0  # seconds
 def install(folder: Path, environ: Mapping[str, str]) -> None:
     """Put the scripts into the folder, under the names that Kafka gives them."""
     java, jars = find_java(environ), fetch_jars(environ)
+    options = " ".join(JVM_OPTIONS)
+    classes = (
+        f'"-XX:SharedArchiveFile={class_archive(java, jars)}" -cp "{jars}/*:{fetch_tools(jars)}/*"'
+    )
     for name, main in MAIN.items():
         script = folder / name
-        script.write_text(
-            f'#!/bin/sh\nexec "{java}" -cp "{jars}/*:{fetch_tools(jars)}/*" {main} "$@"\n'
-        )
+        script.write_text(f'#!/bin/sh\nexec "{java}" {options} {classes} {main} "$@"\n')
         script.chmod(0o755)
 
 
