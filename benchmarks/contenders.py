@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -49,12 +49,14 @@ class Job:
 
 @dataclass(kw_only=True)
 class Meter:
-    """Notes each batch that is done."""
+    """Notes each batch that is done, and how many of its events set what they had to set."""
 
     notes: list[tuple[int, float, float]] = field(default_factory=list)
+    applied: int = 0
 
-    def done(self, events: int) -> None:
+    def done(self, events: int, applied: int) -> None:
         self.notes.append((events, time.perf_counter(), time.process_time()))
+        self.applied += applied
 
     def figures(self) -> dict[str, float]:
         """Leave out the first batch, and the last: while one is stored the next is read."""
@@ -65,6 +67,7 @@ class Meter:
         _, ended, cpu_after = rest[-1]
         return {
             "events": first + events + last,
+            "applied": self.applied,
             "first": first,
             "began": began,
             "ended": end,
@@ -108,11 +111,11 @@ class Event(BaseModel):
 async def fetched(
     job: Job,
     meter: Meter,
-    handle: Callable[[AIOKafkaConsumer, Sequence[Any]], Any],
+    handle: Callable[[AIOKafkaConsumer, Sequence[Any]], Awaitable[int]],
     *,
     for_ever: bool = False,
 ) -> None:
-    """Fetch 500 at once until the end of the topic; `handle` takes each batch."""
+    """Fetch 500 at once until the end of the topic; `handle` tells how many it applied."""
     client = AIOKafkaConsumer(
         job.topic,
         bootstrap_servers=job.bootstrap,
@@ -127,8 +130,7 @@ async def fetched(
             polled = await client.getmany(timeout_ms=500, max_records=BATCH)
             records = [record for found in polled.values() for record in found]
             if records:
-                await handle(client, records)
-                meter.done(len(records))
+                meter.done(len(records), await handle(client, records))
                 left -= len(records)
     finally:
         await client.stop()
@@ -137,9 +139,10 @@ async def fetched(
 async def calibrate(job: Job, meter: Meter) -> None:
     """Fetch and validate, nothing else."""
 
-    async def handle(_: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+    async def handle(_: AIOKafkaConsumer, records: Sequence[Any]) -> int:
         for record in records:
             Event.model_validate_json(record.value)
+        return len(records)
 
     await fetched(job, meter, handle)
 
@@ -152,7 +155,7 @@ TABLE = (
 UPSERT = (
     f"INSERT INTO plain ({', '.join(NAMES)}) {{values}} ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in NAMES[1:])
-    + " WHERE excluded.at > plain.at"
+    + " WHERE plain.at IS NULL OR excluded.at > plain.at"
 )
 
 
@@ -179,15 +182,16 @@ async def bulk_sqlite(job: Job, meter: Meter) -> None:
     upsert = UPSERT.format(values=f"VALUES ({', '.join('?' * len(NAMES))})")
     times = [NAMES.index(name) for name in ("at", "scheduled_at", "synced")]
 
-    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> int:
         rows = [list(row(Event.model_validate_json(record.value))) for record in records]
         for each in rows:
             for place in times:
                 each[place] = each[place].isoformat()
         database.execute("BEGIN IMMEDIATE")
-        database.executemany(upsert, rows)
+        applied = database.executemany(upsert, rows).rowcount
         database.execute("COMMIT")
         await client.commit()
+        return applied
 
     await fetched(job, meter, handle)
 
@@ -201,10 +205,20 @@ UPDATE = (
 )
 
 
-def columns(events: Sequence[Event]) -> list[list[Any]]:
-    """The newest event of each connector, an array a column."""
+async def upserted(database: asyncpg.Connection, events: Sequence[Event]) -> int:
+    """Write the newest event of each connector, an array a column; tell how many were applied.
+
+    Here each is newer than all before it: all of them were, unless a row was not written.
+    """
     newest = {event.connector_id: event for event in sorted(events, key=lambda e: e.occurred_at)}
-    return list(map(list, zip(*map(row, newest.values()), strict=True)))
+    columns = list(map(list, zip(*map(row, newest.values()), strict=True)))
+    missing = len(newest) - written(await database.execute(UPSERT_ARRAYS, *columns))
+    return len(events) - missing
+
+
+def written(status: str) -> int:
+    """How many rows a statement wrote, by what PostgreSQL said of it: `UPDATE 1`."""
+    return int(status.rpartition(" ")[2])
 
 
 async def bulk_postgresql(job: Job, meter: Meter, *, for_ever: bool = False) -> None:
@@ -212,25 +226,29 @@ async def bulk_postgresql(job: Job, meter: Meter, *, for_ever: bool = False) -> 
     database = await asyncpg.connect(job.store)
     await database.execute(TABLE.format(time="TIMESTAMPTZ"))
 
-    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> int:
         events = [Event.model_validate_json(record.value) for record in records]
-        await database.execute(UPSERT_ARRAYS, *columns(events))
+        applied = await upserted(database, events)
         await client.commit()
+        return applied
 
     await fetched(job, meter, handle, for_ever=for_ever)
     await database.close()
 
 
 async def per_event(job: Job, meter: Meter) -> None:
-    """Validate, UPDATE, commit, for every event by itself, on PostgreSQL."""
+    """Validate, UPDATE, commit the offset, for every event by itself, on PostgreSQL."""
     database = await asyncpg.connect(job.store)
     await database.execute(TABLE.format(time="TIMESTAMPTZ"))
     await database.execute("INSERT INTO plain SELECT id FROM connectors")
 
-    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> None:
+    async def handle(client: AIOKafkaConsumer, records: Sequence[Any]) -> int:
+        applied = 0
         for record in records:
-            await database.execute(UPDATE, *row(Event.model_validate_json(record.value)))
+            event = Event.model_validate_json(record.value)
+            applied += written(await database.execute(UPDATE, *row(event)))
             await client.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
+        return applied
 
     await fetched(job, meter, handle)
     await database.close()
@@ -253,13 +271,15 @@ async def worker(job: Job, meter: Meter) -> None:
 
     def note(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         if event["event"] == "batch.done":
-            meter.done(event["records"])
-        raise structlog.DropEvent
+            meter.done(event["records"], event["applied"])
+        return event
 
-    structlog.configure(processors=[note])
-    memory.settle()
-    async with open_merging_store(job.store) as store:
-        await running.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
+    with redirect_stderr(Nowhere()):
+        logs.configure()
+        structlog.configure(processors=[note, *structlog.get_config()["processors"]])
+        memory.settle()
+        async with open_merging_store(job.store) as store:
+            await running.consume(settings(job), store, asyncio.Event(), Watchdog(60), drain=True)
 
 
 async def worker_for_ever(job: Job, _: Meter) -> None:
@@ -275,18 +295,28 @@ async def bulk_for_ever(job: Job, meter: Meter) -> None:
 
 async def faststream_message(job: Job, meter: Meter) -> None:
     """FastStream with a handler that is called for each message."""
-    await faststream(job, meter, batch=False)
+    await faststream(job, meter, batch=False, ack="NACK_ON_ERROR")
 
 
 async def faststream_batch(job: Job, meter: Meter) -> None:
     """FastStream with a handler that is called for each batch of 500."""
-    await faststream(job, meter, batch=True)
+    await faststream(job, meter, batch=True, ack="NACK_ON_ERROR")
 
 
-async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
-    """Apply by the statements of the plain loops, and commit when that is done, as they do.
+async def faststream_message_default(job: Job, meter: Meter) -> None:
+    """The same for each message, with FastStream's own `ack_first`."""
+    await faststream(job, meter, batch=False, ack="ACK_FIRST")
 
-    By default FastStream would commit on a timer what was fetched, whether it was applied or not.
+
+async def faststream_batch_default(job: Job, meter: Meter) -> None:
+    """The same for each batch, with FastStream's own `ack_first`."""
+    await faststream(job, meter, batch=True, ack="ACK_FIRST")
+
+
+async def faststream(job: Job, meter: Meter, *, batch: bool, ack: str) -> None:
+    """Apply by the statements of the plain loops; with `NACK_ON_ERROR` commit then, as they do.
+
+    With `ACK_FIRST`, its default, it commits on a timer what was fetched, applied or not.
     """
     from faststream import AckPolicy  # noqa: PLC0415 - the dependency group `bench`
     from faststream.kafka import KafkaBroker  # noqa: PLC0415
@@ -297,15 +327,13 @@ async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
     broker, done, left = KafkaBroker(job.bootstrap, logger=None), asyncio.Event(), [job.events]
 
     async def each(event: Event) -> None:
-        await database.execute(UPDATE, *row(event))
-        finish(1)
+        finish(1, written(await database.execute(UPDATE, *row(event))))
 
     async def all_of(events: list[Event]) -> None:
-        await database.execute(UPSERT_ARRAYS, *columns(events))
-        finish(len(events))
+        finish(len(events), await upserted(database, events))
 
-    def finish(count: int) -> None:
-        meter.done(count)
+    def finish(count: int, applied: int) -> None:
+        meter.done(count, applied)
         left[0] -= count
         if left[0] <= 0:
             done.set()
@@ -316,7 +344,7 @@ async def faststream(job: Job, meter: Meter, *, batch: bool) -> None:
         group_id=job.group,
         auto_offset_reset="earliest",
         batch=batch,
-        ack_policy=AckPolicy.NACK_ON_ERROR,
+        ack_policy=AckPolicy[ack],
         **options,
     )
     subscribed(all_of if batch else each)
@@ -337,15 +365,15 @@ async def replay(job: Job, meter: Meter) -> None:
     """Replay all open letters as `dlq replay` does: read the table, apply, close, tell of each."""
     with redirect_stderr(Nowhere()):
         logs.configure()
-        meter.done(0)
+        meter.done(0, 0)
         async with open_letters.dead_letters(settings(job)) as letters:
             table = await letters.table(keep=lambda _: True)
             signature = Signature(by="benchmark", why="measured")
             async for results in replays.replay(
                 settings(job), letters, table, signature, dry_run=False
             ):
-                meter.done(sum(result.resolved for result in results))
-        meter.done(0)  # nothing is left out: the table was read at once
+                meter.done(len(results), sum(result.outcome == "applied" for result in results))
+        meter.done(0, 0)  # nothing is left out: the table was read at once
 
 
 CONTENDERS = {
@@ -353,6 +381,7 @@ CONTENDERS = {
     for contender in (
         *(calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),
         *(worker_for_ever, bulk_for_ever, faststream_message, faststream_batch),
+        *(faststream_message_default, faststream_batch_default),
     )
 }
 

@@ -32,6 +32,7 @@ async def measure(contender: str, job: Job, seconds: int) -> tuple[list[float], 
     database = await asyncpg.connect(job.store)
     await producer.start()
     await admin.start()
+    coordinator: int | None = None
     rows, offsets = [], []
     try:
         for number in range(1, WARM_UP + round(seconds / INTERVAL)):
@@ -44,7 +45,9 @@ async def measure(contender: str, job: Job, seconds: int) -> tuple[list[float], 
             acknowledged = time.perf_counter()
             await until(partial(visible, database, ROWS[contender], number))
             rows.append(1000 * (time.perf_counter() - acknowledged))
-            await until(partial(committed, admin, job, sent.offset))
+            if coordinator is None:  # each look would ask for it first
+                coordinator = await admin.find_coordinator(job.group)
+            await until(partial(committed, admin, job, coordinator, sent.offset))
             offsets.append(1000 * (time.perf_counter() - acknowledged))
             await asyncio.sleep(max(0, acknowledged + INTERVAL - time.perf_counter()))
     finally:
@@ -68,9 +71,11 @@ async def visible(database: asyncpg.Connection, query: str, number: int) -> bool
     return found is not None and found >= number
 
 
-async def committed(admin: AIOKafkaAdminClient, job: Job, offset: int) -> bool:
+async def committed(admin: AIOKafkaAdminClient, job: Job, coordinator: int, offset: int) -> bool:
     tp = TopicPartition(job.topic, 0)
-    found = await admin.list_consumer_group_offsets(job.group, partitions=[tp])
+    found = await admin.list_consumer_group_offsets(
+        job.group, group_coordinator_id=coordinator, partitions=[tp]
+    )
     return bool(found[tp].offset > offset)
 
 

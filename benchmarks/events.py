@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from zlib import crc32
 
@@ -72,6 +73,12 @@ def records(load: Load) -> Iterator[Record]:
         value = json.dumps(content).encode()
         key = connector.encode()
         yield Record(key=key, value=value, partition=crc32(key) % (load.busy or load.partitions))
+
+
+@cache
+def unknown(load: Load) -> int:
+    """How many of the records are for connectors that nobody registered."""
+    return sum((record.key or b"").startswith(b"unknown-") for record in records(load))
 
 
 def event(number: int, connector: str, more: int) -> dict[str, Any]:

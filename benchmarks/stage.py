@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 from benchmarks.contenders import Job, settings
-from benchmarks.events import START, Load, connector_ids, records
+from benchmarks.events import START, Load, connector_ids, records, unknown
 from schemas.dead_letter import DeadLetter
 from tests.brokers import find_brokers
 from tests.kafka import Kafka, Record, Topics
@@ -58,13 +60,30 @@ class Stage:
         in_a_loop(register, url, load)
         return url
 
-    def run(self, contender: str, load: Load, kind: str = "", **more: Any) -> Figures:
-        """Let a contender work through the load in a process of its own."""
+    def run(
+        self, contender: str, load: Load, kind: str = "", under: Sequence[str] = (), **more: Any
+    ) -> Figures:
+        """Let a contender work through the load in a process of its own, or of the command `under`.
+
+        Ends the benchmark when not every event was applied that should be.
+        """
         given = {"store": self.store(kind, load) if kind else "", "events": load.events, **more}
         job = self.job(self.topic(load), **given)
         if contender == "calibrate":
             job.group = ""
-        return finished(started(contender, job))
+        figures = finished(started(contender, job, under))
+        if kind:
+            self.drop(job.store)
+        check(contender, figures, load, job.events)
+        return figures
+
+    def drop(self, store: str) -> None:
+        """Forget a store, so that the server has nothing to do for it while others are measured."""
+        if store.startswith("sqlite"):
+            for path in self.folder.glob(f"{Path(store).name}*"):
+                path.unlink()
+        else:
+            self.databases.drop(store)
 
     def job(self, topics: Topics, **more: Any) -> Job:
         """What a contender is told to do with these topics."""
@@ -101,7 +120,23 @@ def opened() -> Iterator[Stage]:
         databases = Databases(postgres)
         databases.make_template(TEMPLATE, partial(in_a_loop, upgrade_store))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        say(durability(folder, postgres))
         yield Stage(kafka=Kafka(bootstrap), databases=databases, folder=folder)
+
+
+def durability(folder: Path, postgres: str) -> str:
+    """What the stores stand on: a disk in memory, or a server that does not wait, is fast."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    mount = max((m for m in mounts if folder.is_relative_to(m[1])), key=lambda m: len(m[1]))
+    return f"SQLite on {mount[2]}; PostgreSQL: {', '.join(asyncio.run(shown(postgres)))}"
+
+
+async def shown(postgres: str) -> list[str]:
+    database = await asyncpg.connect(postgres)
+    names = ("server_version", "fsync", "synchronous_commit", "full_page_writes")
+    found = [f"{name} {await database.fetchval(f'SHOW {name}')}" for name in names]
+    await database.close()
+    return found
 
 
 def say(text: str) -> None:
@@ -151,9 +186,21 @@ def letter(record: Record, number: int, store_id: str) -> DeadLetter:
     )
 
 
-def started(contender: str, job: Job) -> subprocess.Popen[str]:
+def check(contender: str, figures: Figures, load: Load, least: int) -> None:
+    """A contender that leaves something out is fast for nothing."""
+    events, applied = int(figures["events"]), int(figures["applied"])
+    wanted = events - unknown(load) if load.poison else events
+    if events < least or (applied != wanted and not load.mixed):  # of those some are superseded
+        raise SystemExit(
+            f"{contender} handled {events:,} events of {least:,} and applied {applied:,}"
+            f" instead of {wanted:,}: what it took says nothing"
+        )
+
+
+def started(contender: str, job: Job, under: Sequence[str] = ()) -> subprocess.Popen[str]:
+    call = [sys.executable, "-m", "benchmarks.contenders", contender, json.dumps(asdict(job))]
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.contenders", contender, json.dumps(asdict(job))],
+        [*under, *call],
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),
@@ -162,9 +209,10 @@ def started(contender: str, job: Job) -> subprocess.Popen[str]:
 
 def finished(process: subprocess.Popen[str]) -> Figures:
     out, _ = process.communicate(timeout=LIMIT)
-    if process.returncode:
+    said = [line for line in out.splitlines() if line.startswith("{")]
+    if process.returncode or not said:
         raise SystemExit(f"{process.args!r} failed")
-    figures: Figures = json.loads(out.splitlines()[-1])
+    figures: Figures = json.loads(said[-1])
     return figures
 
 
@@ -191,17 +239,25 @@ class Table:
         pairs = zip(self.rounds[name], self.rounds[to], strict=True)
         return [mine[figure] / other[figure] for mine, other in pairs]
 
+    def least(self, name: str, figure: str) -> float:
+        return min(each[figure] for each in self.rounds[name])
+
     def show(self) -> None:
-        print(f"\n{'':30} {'events/s':>9}  {'rate':<19} {'µs CPU':>6}  {'CPU':<19} {'MB':>4}  of")
+        titles = f"{'events/s':<25} {'rate':<19} {'µs CPU':<18} {'CPU':<19} {'MB':<14}"
+        print(f"\n{'':31} {titles} of")
         for name, rounds in self.rounds.items():
-            rate, cpu, peak = (
-                statistics.median(each[figure] for each in rounds)
-                for figure in ("rate", "cpu_us", "peak_mb")
-            )
             base = self.bases[name]
+            rate, cpu, peak = (
+                spread([each[figure] for each in rounds], digits)
+                for figure, digits in (("rate", 0), ("cpu_us", 1), ("peak_mb", 0))
+            )
             speed, cost = (spread(self.ratios(name, base, f)) for f in ("rate", "cpu_us"))
-            print(f"{name:30} {rate:9,.0f}  {speed:<19} {cpu:6.1f}  {cost:<19} {peak:4.0f}  {base}")
+            print(f"{name:31} {rate:<25} {speed:<19} {cpu:<18} {cost:<19} {peak:<14} {base}")
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and the range."""
+    median, *ends = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} ({'-'.join(ends)})"
