@@ -77,6 +77,8 @@ class Kafka:
     ) -> None:
         new = NewTopic(name, partitions, 1, topic_configs=dict(configs or {}))
         async with self._admin() as admin:
+            # A broker that has just started may not have heard of itself.
+            await eventually(admin._client.force_metadata_update)
             response = await admin.create_topics([new])
         for topic, code, *message in response.topic_errors:
             if code != 0:
