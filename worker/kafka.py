@@ -21,6 +21,8 @@ from worker.settings import Settings
 from worker.variables import variable
 
 CONNECT_TIMEOUT = 6.0  # seconds; "cannot start" has to be said within ten
+LOOK = 0.2  # seconds after which metadata without a broker is asked for again
+LOOKS = 20
 CLOSE_TIMEOUT = 2.0  # seconds
 LEAVE_TIMEOUT = 0.3  # seconds; a stop that takes longer waits for a rebalance, or for the brokers
 
@@ -260,8 +262,21 @@ async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     client = AIOKafkaAdminClient(**client_options(settings))
 
     class Closing:
-        start = client.start
         stop = client.close
+
+        async def start(self) -> None:
+            await client.start()
+            await _listed(client._client)  # noqa: SLF001 - which it does not wait for
 
     async with started(Closing(), settings):
         yield client
+
+
+async def _listed(client: Any) -> None:
+    """Wait for metadata with a broker in it: one that has just started may not know of itself."""
+    for _ in range(LOOKS):
+        if client.cluster.brokers():
+            return
+        await asyncio.sleep(LOOK)
+        await client.force_metadata_update()
+    raise kafka.NodeNotReadyError("it answers, and lists no broker; it may be starting")
