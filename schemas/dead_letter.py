@@ -93,7 +93,11 @@ class DeadLetter:
 
     def to_record(self, max_bytes: int) -> tuple[bytes, bytes, RecordHeaders]:
         """Give key, value and headers of `fitted(max_bytes)`."""
-        return _record(self.fitted(max_bytes))
+        return self.fitted(max_bytes).record()
+
+    def record(self) -> tuple[bytes, bytes, RecordHeaders]:
+        """Give key, value and headers of the letter as it is."""
+        return _record(self)
 
     def fitted(self, max_bytes: int) -> "DeadLetter":
         """Give the letter as a record of `max_bytes` uncompressed can hold it.

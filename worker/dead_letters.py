@@ -1,7 +1,7 @@
 """Writing dead letters: each is acknowledged by the brokers before `publish` returns."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, Self, cast
@@ -20,6 +20,7 @@ REQUEST_OVERHEAD = 4096  # bytes; the client adds a batch's framing to the recor
 MAX_BATCH = 64 * 1024  # bytes; below what a topic of letters takes as one record
 
 Tombstone = tuple[int, bytes, Sequence[tuple[str, bytes]]]  # partition, key, headers
+Sent = tuple[int, bytes, bytes | None, Sequence[tuple[str, bytes | None]]]  # a value before those
 
 
 class _Producer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka ships no types
@@ -107,7 +108,9 @@ class DeadLetterTopic:
                 async with asyncio.timeout(PUBLISH_TIMEOUT):
                     if self._producer is None:
                         self._producer = await self._connected()
-                    await _written(self._producer, topic, tombstones)
+                    await _written(
+                        self._producer, topic, ((p, key, None, more) for p, key, more in tombstones)
+                    )
         except MessageSizeTooLargeError:
             raise MisconfiguredError(
                 f"the dead-letter topic {topic} refuses a tombstone as too large: raise its "
@@ -122,15 +125,10 @@ class DeadLetterTopic:
             self._producer = await self._connected()
         topic = self._settings.dead_letter_topic
         partitions = sorted(await self._producer.partitions_for(topic))
-        async with _acknowledged() as sent:
-            for letter in letters:
-                key, value, headers = letter.to_record(self._max_bytes)
-                partition = partitions[letter.partition % len(partitions)]
-                sent.append(
-                    await self._producer.send(
-                        topic, value, key=key, headers=headers, partition=partition
-                    )
-                )
+        records = (
+            (partitions[letter.partition % len(partitions)], *letter.record()) for letter in letters
+        )
+        await _written(self._producer, topic, records)
 
     async def _connected(self) -> AIOKafkaProducer:
         producer = _Producer(
@@ -149,12 +147,12 @@ class DeadLetterTopic:
             await kafka.stop(producer)
 
 
-async def _written(producer: AIOKafkaProducer, topic: str, tombstones: Sequence[Tombstone]) -> None:
+async def _written(producer: AIOKafkaProducer, topic: str, records: Iterable[Sent]) -> None:
     """Write in batches of our own making: a future for each record takes three times as long."""
     open_batches: dict[int, Any] = {}
     async with _acknowledged() as sent:
-        for partition, key, headers in tombstones:
-            record = {"timestamp": None, "key": key, "value": None, "headers": headers}
+        for partition, key, value, headers in records:
+            record = {"timestamp": None, "key": key, "value": value, "headers": headers}
             batch = open_batches.get(partition)
             if batch is None or batch.append(**record) is None:
                 if batch is not None:

@@ -885,7 +885,7 @@ async def test_what_a_broker_fails_at_without_saying_why_is_tried_again(
     failure: KafkaError,
 ) -> None:
     """As one does whose disk fills up in the middle of a write; each of the two fails once."""
-    failures, send = [failure], dead_letters._Producer.send
+    failures, send = [failure], dead_letters._Producer.send_batch
 
     async def refused(producer: Any, *of: Any, **more: Any) -> Any:
         if not failures:
@@ -894,7 +894,7 @@ async def test_what_a_broker_fails_at_without_saying_why_is_tried_again(
         answer.set_exception(failures.pop())
         return answer
 
-    monkeypatch.setattr(dead_letters._Producer, "send", refused)
+    monkeypatch.setattr(dead_letters._Producer, "send_batch", refused)
     async with working(settings_for(kafka, topic), store):
         await until_committed(kafka, topic, dict.fromkeys(range(4), 0))
         clients[0].commit_error = failure
