@@ -121,7 +121,7 @@ def two(stage: Stage, size: Size) -> None:
         say(f"  somebody waited for a lock at {looks.waiting} of {looks.made} looks")
         stage.drop(store)
         events = sum(each["events"] for each in both)
-        assert events >= load.events
+        assert events >= load.events, f"two workers handled {events:,} events of {load.events:,}"
         earliest = min(both, key=lambda each: each["began"])
         span = max(each["ended"] for each in both) - earliest["began"]
         cpu = sum(each["cpu_us"] * each["events"] for each in both) / events
@@ -396,9 +396,7 @@ def gate(stage: Stage, _: Size) -> None:
 def machine() -> str:
     cpus = Path("/proc/cpuinfo").read_text()
     model = cpus.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in PACKAGES if find_spec(name.replace("-", "_"))
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if find_spec(name))
     return (
         f"{os.cpu_count()} CPUs, {model}; Python {platform.python_version()},"
         f" SQLite {sqlite3.sqlite_version}; {packages}"
@@ -408,20 +406,7 @@ def machine() -> str:
 SCENARIOS: dict[str, Callable[[Stage, Size], None]] = {
     scenario.__name__: scenario
     for scenario in (
-        *(
-            drain,
-            profile,
-            peers,
-            two,
-            poison,
-            replay,
-            batches,
-            sizes,
-            kinds,
-            partitions,
-            connectors,
-            memory,
-        ),
+        *(drain, peers, two, poison, replay, batches, sizes, kinds, partitions, connectors, memory),
         *(elastic, delays, imports, profile, gate),
     )
 }

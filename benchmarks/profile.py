@@ -34,7 +34,7 @@ def recorder(stacks: Path) -> list[str]:
 
 
 def shares(stacks: Path) -> dict[str, float]:
-    """The share that each step has in the looks at threads on a CPU, and that of each line."""
+    """The share that each step has in the looks at threads on a CPU."""
     looks: Counter[str] = Counter()
     for line in stacks.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
