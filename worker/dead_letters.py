@@ -16,7 +16,6 @@ from worker.settings import Settings
 
 PUBLISH_TIMEOUT = 10.0  # seconds for all letters of a batch
 ANY_SIZE = 2**30  # bytes: to close a letter, let the brokers say whether its key is too large
-REQUEST_OVERHEAD = 4096  # bytes; the client adds a batch's framing to the record before it compares
 MAX_BATCH = 64 * 1024  # bytes; below what a topic of letters takes as one record
 
 Tombstone = tuple[int, bytes, Sequence[tuple[str, bytes]]]  # partition, key, headers
@@ -135,7 +134,6 @@ class DeadLetterTopic:
             **kafka.client_options(self._settings),
             acks="all",
             max_batch_size=MAX_BATCH,
-            max_request_size=self._max_bytes + REQUEST_OVERHEAD,
             request_timeout_ms=int(PUBLISH_TIMEOUT * 1000),
         )
         await kafka.start(producer, self._settings)
