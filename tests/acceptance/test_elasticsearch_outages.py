@@ -76,7 +76,7 @@ async def test_trouble_is_waited_for_and_makes_no_dead_letter(
 
 async def test_a_node_that_is_killed_and_comes_back_is_waited_for(own: Own) -> None:
     stack, server = own
-    made = generator.topic(6_000, 50, seed=32, unknown=0, malformed=0)
+    made = generator.topic(2_000, 50, seed=32, unknown=0, malformed=0)
     await stack.fill(made)  # more than are done while the node ends
     worker = stack.worker(LAST_SYNC_BATCH_SIZE="50")
     await worker.says("batch.done", 30)
