@@ -91,13 +91,30 @@ class DeadLetter:
         """Name the original record: the same record always gives the same letter."""
         return f"{self.group}/{self.topic}/{self.partition}/{self.offset}@{self.timestamp_ms}"
 
-    def to_record(self, max_bytes: int) -> tuple[bytes, bytes, RecordHeaders]:
-        """Give key, value and headers of `fitted(max_bytes)`."""
-        return self.fitted(max_bytes).record()
-
     def record(self) -> tuple[bytes, bytes, RecordHeaders]:
         """Give key, value and headers of the letter as it is."""
-        return _record(self)
+        ours: dict[str, str | int | bytes | None] = {
+            _TOPIC: self.topic,
+            _PARTITION: self.partition,
+            _OFFSET: self.offset,
+            _GROUP: self.group,
+            _DELIVERY_COUNT: 1,
+            _MESSAGE: _shortened(self.message),
+            _REASON: self.reason,
+            _STATUS: self.status,
+            _KEY: self.key,
+            _TIMESTAMP: self.timestamp_ms,
+            _CONNECTOR_ID: self.connector_id,
+            _FAILED_AT: time_text(self.failed_at),
+            _STORE: self.store,
+            _VALUE_NULL: "true" if self.value is None else None,
+            _HEADERS_DROPPED: self.headers_dropped or None,
+            _VALUE_SIZE: self.value_size,
+            _VALUE_SHA256: self.value_sha256,
+            _KEY_SIZE: self.key_size,
+        }
+        headers = [(name, _bytes(value)) for name, value in ours.items() if value is not None]
+        return self.id.encode(), self.value or b"", [*headers, *self.headers]
 
     def fitted(self, max_bytes: int) -> "DeadLetter":
         """Give the letter as a record of `max_bytes` uncompressed can hold it.
@@ -216,13 +233,13 @@ def _with_headers_that_ride_along(letter: DeadLetter) -> DeadLetter:
 
 
 def _fits(letter: DeadLetter, max_bytes: int) -> bool:
-    return record_size(*_record(letter)) <= max_bytes
+    return record_size(*letter.record()) <= max_bytes
 
 
 def _cut(letter: DeadLetter, max_bytes: int) -> DeadLetter:
     """Keep what fits, in this order: the value's beginning, the key's, the headers."""
     bare = _emptied(letter)
-    room = max_bytes - record_size(*_record(bare))
+    room = max_bytes - record_size(*bare.record())
     if room < 0:
         raise ValueError(
             f"dead letter {letter.id[:200]} does not fit {max_bytes} bytes even without its "
@@ -251,31 +268,6 @@ def _emptied(letter: DeadLetter) -> DeadLetter:
         value_sha256=letter.value_sha256 or hashlib.sha256(value or b"").hexdigest(),
         key_size=len(key or b"") if letter.key_size is None else letter.key_size,
     )
-
-
-def _record(letter: DeadLetter) -> tuple[bytes, bytes, RecordHeaders]:
-    ours: dict[str, str | int | bytes | None] = {
-        _TOPIC: letter.topic,
-        _PARTITION: letter.partition,
-        _OFFSET: letter.offset,
-        _GROUP: letter.group,
-        _DELIVERY_COUNT: 1,
-        _MESSAGE: _shortened(letter.message),
-        _REASON: letter.reason,
-        _STATUS: letter.status,
-        _KEY: letter.key,
-        _TIMESTAMP: letter.timestamp_ms,
-        _CONNECTOR_ID: letter.connector_id,
-        _FAILED_AT: time_text(letter.failed_at),
-        _STORE: letter.store,
-        _VALUE_NULL: "true" if letter.value is None else None,
-        _HEADERS_DROPPED: letter.headers_dropped or None,
-        _VALUE_SIZE: letter.value_size,
-        _VALUE_SHA256: letter.value_sha256,
-        _KEY_SIZE: letter.key_size,
-    }
-    headers = [(name, _bytes(value)) for name, value in ours.items() if value is not None]
-    return letter.id.encode(), letter.value or b"", [*headers, *letter.headers]
 
 
 def _ours(headers: Headers) -> dict[str, bytes]:

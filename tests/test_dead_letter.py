@@ -50,13 +50,13 @@ USUAL = (
 
 def ours(letter: DeadLetter, max_bytes: int = MEBIBYTE) -> dict[str, bytes | None]:
     """Give the headers that the letter adds, by their names without the common beginning."""
-    _, _, headers = letter.to_record(max_bytes)
+    _, _, headers = letter.fitted(max_bytes).record()
     prefix = "__dlq.errors."
     return {name.removeprefix(prefix): v for name, v in headers if name.startswith(prefix)}
 
 
 def read_back(letter: DeadLetter, max_bytes: int = MEBIBYTE) -> DeadLetter:
-    return DeadLetter.from_record(*letter.to_record(max_bytes))
+    return DeadLetter.from_record(*letter.fitted(max_bytes).record())
 
 
 # --- the record ---------------------------------------------------------------------------------
@@ -64,11 +64,11 @@ def read_back(letter: DeadLetter, max_bytes: int = MEBIBYTE) -> DeadLetter:
 
 def test_the_id_names_the_original_record() -> None:
     assert LETTER.id == "last-sync-worker/connector.sync-finished/3/1207@1731165188231"
-    assert LETTER.to_record(MEBIBYTE)[0] == LETTER.id.encode()
+    assert LETTER.fitted(MEBIBYTE).record()[0] == LETTER.id.encode()
 
 
 def test_a_letter_carries_the_original_bytes_and_says_what_is_wrong() -> None:
-    _, value, headers = LETTER.to_record(MEBIBYTE)
+    _, value, headers = LETTER.fitted(MEBIBYTE).record()
     assert value == LETTER.value
     assert headers == [
         ("__dlq.errors.topic", b"connector.sync-finished"),
@@ -90,7 +90,7 @@ def test_a_letter_carries_the_original_bytes_and_says_what_is_wrong() -> None:
 
 def test_a_null_value_is_marked_and_is_no_tombstone() -> None:
     letter = replace(LETTER, value=None)
-    assert letter.to_record(MEBIBYTE)[1] == b""
+    assert letter.fitted(MEBIBYTE).record()[1] == b""
     assert ours(letter)["value_null"] == b"true"
     assert read_back(letter).value is None
 
@@ -186,7 +186,7 @@ def test_the_status_of_a_letter_that_is_cut_stays() -> None:
 
 def test_a_value_that_just_fits_is_whole() -> None:
     letter = replace(LETTER, value=b"v" * 5_000)
-    size = record_size(*letter.to_record(MEBIBYTE))
+    size = record_size(*letter.fitted(MEBIBYTE).record())
     assert read_back(letter, size) == letter
     assert read_back(letter, size - 1).reason == "too_large"
 
@@ -218,7 +218,7 @@ def test_a_long_message_is_shortened_without_losing_the_value() -> None:
 
 def test_a_limit_that_no_letter_can_meet_is_said() -> None:
     with pytest.raises(ValueError, match="allow at least 131072 bytes"):
-        LETTER.to_record(100)
+        LETTER.fitted(100).record()
 
 
 @given(
@@ -242,7 +242,7 @@ def test_a_letter_fits_whatever_the_input(
         connector_id="c" * 512,
         message="m" * 100_000,
     )
-    record = letter.to_record(max_bytes)
+    record = letter.fitted(max_bytes).record()
     assert record_size(*record) <= max_bytes
     read = DeadLetter.from_record(*record)
     assert read.id == letter.id
@@ -254,7 +254,7 @@ def test_a_letter_fits_whatever_the_input(
 
 
 def test_the_size_is_never_less_than_what_kafka_counts() -> None:
-    key, value, headers = replace(LETTER, value=b"v" * 5_000).to_record(MEBIBYTE)
+    key, value, headers = replace(LETTER, value=b"v" * 5_000).fitted(MEBIBYTE).record()
     builder = DefaultRecordBatchBuilder(
         magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1,
         base_sequence=-1, batch_size=MEBIBYTE,
@@ -298,7 +298,7 @@ def test_a_letter_that_was_not_cut_is_read_back_as_it_was(letter: DeadLetter) ->
 
 
 def without(name: str) -> list[tuple[str, bytes | None]]:
-    return [header for header in LETTER.to_record(MEBIBYTE)[2] if header[0] != name]
+    return [header for header in LETTER.fitted(MEBIBYTE).record()[2] if header[0] != name]
 
 
 REQUIRED = [
@@ -355,7 +355,7 @@ def test_a_malformed_header_of_ours_is_named(name: str, value: bytes | None) -> 
 
 @pytest.mark.parametrize(("name", "value"), [*MALFORMED, *((name, None) for name in USUAL)])
 def test_a_malformed_header_among_the_usual_ones_is_named(name: str, value: bytes | None) -> None:
-    key, content, headers = replace(LETTER, headers=()).to_record(MEBIBYTE)
+    key, content, headers = replace(LETTER, headers=()).fitted(MEBIBYTE).record()
     header = f"__dlq.errors.{name}"
     changed = [(each, value if each == header else given) for each, given in headers]
     with pytest.raises(ValueError, match=header):
@@ -363,7 +363,7 @@ def test_a_malformed_header_among_the_usual_ones_is_named(name: str, value: byte
 
 
 def test_the_usual_headers_are_read_by_their_names_in_any_order() -> None:
-    key, value, headers = replace(LETTER, headers=()).to_record(MEBIBYTE)
+    key, value, headers = replace(LETTER, headers=()).fitted(MEBIBYTE).record()
     assert [name for name, _ in headers] == [f"__dlq.errors.{name}" for name in USUAL]
     for turn in range(len(headers)):
         turned = [*headers[turn:], *headers[:turn]]
@@ -371,19 +371,19 @@ def test_the_usual_headers_are_read_by_their_names_in_any_order() -> None:
 
 
 def test_a_repeated_header_of_ours_is_refused() -> None:
-    key, value, headers = LETTER.to_record(MEBIBYTE)
+    key, value, headers = LETTER.fitted(MEBIBYTE).record()
     with pytest.raises(ValueError, match="repeated"):
         DeadLetter.from_record(key, value, [*headers, ("__dlq.errors.group", b"x")])
 
 
 def test_a_key_that_names_another_record_is_refused() -> None:
-    _, value, headers = LETTER.to_record(MEBIBYTE)
+    _, value, headers = LETTER.fitted(MEBIBYTE).record()
     with pytest.raises(ValueError, match="key is not"):
         DeadLetter.from_record(b"last-sync-worker/x/3/1207@1", value, headers)
 
 
 def test_a_tombstone_is_no_letter() -> None:
-    key, _, headers = LETTER.to_record(MEBIBYTE)
+    key, _, headers = LETTER.fitted(MEBIBYTE).record()
     with pytest.raises(ValueError, match="not a dead letter"):
         DeadLetter.from_record(key, None, headers)
     with pytest.raises(ValueError, match="not a dead letter"):
@@ -391,7 +391,7 @@ def test_a_tombstone_is_no_letter() -> None:
 
 
 def test_a_null_value_with_bytes_is_refused() -> None:
-    key, _, headers = replace(LETTER, value=None).to_record(MEBIBYTE)
+    key, _, headers = replace(LETTER, value=None).fitted(MEBIBYTE).record()
     with pytest.raises(ValueError, match="value_null"):
         DeadLetter.from_record(key, b"x", headers)
 
@@ -424,7 +424,7 @@ def test_a_hostile_record_raises_a_value_error_and_nothing_else(
     real: bool,  # noqa: FBT001 - drawn
 ) -> None:
     names = {name for name, _ in extra}
-    base = [h for h in LETTER.to_record(MEBIBYTE)[2] if h[0] not in names] if real else []
+    base = [h for h in LETTER.fitted(MEBIBYTE).record()[2] if h[0] not in names] if real else []
     try:
         letter = DeadLetter.from_record(key, value, [*base, *extra])
     except ValueError:
@@ -438,12 +438,12 @@ def test_a_hostile_record_raises_a_value_error_and_nothing_else(
 @pytest.mark.parametrize("value", [None, b"", b"{}"])
 def test_the_original_is_what_the_whole_letter_holds(value: bytes | None) -> None:
     letter = replace(LETTER, value=value)
-    _, written, headers = letter.to_record(MEBIBYTE)
+    _, written, headers = letter.fitted(MEBIBYTE).record()
     assert Original.of(written, headers) == (value, letter.headers)
 
 
 def test_the_original_has_no_header_of_our_family_not_even_a_future_one() -> None:
-    _, value, headers = LETTER.to_record(MEBIBYTE)
+    _, value, headers = LETTER.fitted(MEBIBYTE).record()
     later = [*headers, ("__dlq.errors.future", b"1"), ("mine", None)]
     assert Original.of(value, later).headers == (*LETTER.headers, ("mine", None))
 
@@ -453,7 +453,7 @@ def test_the_original_has_no_header_of_our_family_not_even_a_future_one() -> Non
 def test_the_original_is_the_same_whichever_way_it_is_read(
     missing: str | None, more: tuple[tuple[str, bytes], ...]
 ) -> None:
-    key, value, headers = replace(LETTER, value=None, headers=()).to_record(MEBIBYTE)
+    key, value, headers = replace(LETTER, value=None, headers=()).fitted(MEBIBYTE).record()
     left = [one for one in headers if one[0] not in (f"__dlq.errors.{missing}", *dict(more))]
     for some in left, [one for one in left if one[0] != "__dlq.errors.value_null"]:
         read = About.read(key, value, [*some, *more]).original
@@ -463,7 +463,7 @@ def test_the_original_is_the_same_whichever_way_it_is_read(
 
 @pytest.mark.parametrize("name", ["headers_dropped", "value_size", "value_sha256", "key_size"])
 def test_a_header_that_only_the_whole_letter_uses_is_checked_all_the_same(name: str) -> None:
-    key, value, headers = LETTER.to_record(MEBIBYTE)
+    key, value, headers = LETTER.fitted(MEBIBYTE).record()
     with pytest.raises(ValueError, match=name):
         About.read(key, value, [*headers, (f"__dlq.errors.{name}", b"\xff")])
 
@@ -490,6 +490,6 @@ def test_there_are_letters_of_the_first_format() -> None:
 @pytest.mark.parametrize("record", golden(), ids=lambda record: record["name"])
 def test_letters_that_lie_in_topics_today_are_read_for_ever(record: Any) -> None:
     letter = DeadLetter.from_record(*stored(record))
-    assert letter.to_record(MEBIBYTE) == stored(record)
+    assert letter.fitted(MEBIBYTE).record() == stored(record)
     for name, expected in record["reads"].items():
         assert str(getattr(letter, name)) == expected

@@ -321,7 +321,7 @@ def test_the_header_that_makes_a_record_structured(content_type: str, structured
 
 def as_document(letter: DeadLetter, max_bytes: int = 200_000) -> dict[str, Any]:
     """Write a letter's record as the schema describes it: raw bytes in base64."""
-    key, value, headers = letter.to_record(max_bytes)
+    key, value, headers = letter.fitted(max_bytes).record()
     raw = {"__dlq.errors.key"}
     ours = {n: v for n, v in headers if n.startswith("__dlq.")}
     originals = {n: v for n, v in headers if n not in ours}

@@ -106,7 +106,7 @@ def test_the_letter_of_any_timestamp_can_be_read(written: int, kept: int) -> Non
     verdict = pipeline.read(read, NOW)
     assert isinstance(verdict, Invalid)
     letter = pipeline.letter(read, verdict, verdict, ORIGIN, AT)
-    assert DeadLetter.from_record(*letter.to_record(MIN_RECORD)).timestamp_ms == kept
+    assert DeadLetter.from_record(*letter.fitted(MIN_RECORD).record()).timestamp_ms == kept
 
 
 def test_the_breaker_s_subject_is_the_connector_or_else_the_key() -> None:

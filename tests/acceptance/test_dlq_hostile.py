@@ -39,7 +39,7 @@ async def written(stack: Stack, *letters: DeadLetter) -> None:
     await stack.register(["known"])
     records = [
         Record(key=key, value=value, headers=headers, partition=0)
-        for key, value, headers in (one.to_record(1_000_000) for one in letters)
+        for key, value, headers in (one.fitted(1_000_000).record() for one in letters)
     ]
     await stack.kafka.produce(stack.topics.dlq, records)
 
@@ -98,7 +98,7 @@ async def test_a_value_that_utf8_cannot_say_is_shown_and_edited(stack: Stack) ->
 async def test_records_that_are_no_letters_are_listed_shown_and_discarded_by_id(
     stack: Stack,
 ) -> None:
-    key, _, headers = letter(stack).to_record(1_000_000)
+    key, _, headers = letter(stack).fitted(1_000_000).record()
     strays = [
         Record(key=b"\x1b[31m\xff", value=b"no headers"),
         Record(key=b"k" * LONG, value=b"a long key"),

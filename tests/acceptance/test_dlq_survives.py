@@ -389,22 +389,26 @@ def letter(stack: Stack, number: int, store_id: str) -> Record:
     content["last_sync"]["last_sync_error"] = "x" * 500
     value = json.dumps(content).encode()
     traced = ("traceparent", "tracestate", "content-type", "producer")
-    key, value, headers = DeadLetter(
-        group=stack.topics.group,
-        topic=stack.topics.source,
-        partition=number % 4,
-        offset=number,
-        timestamp_ms=1_700_000_000_000 + number,
-        key=connector_id.encode(),
-        value=value,
-        headers=tuple((name, f"{name} of {number}".encode()) for name in traced),
-        reason="connector_not_found",
-        status=404,
-        message=f"connector {connector_id!r} is not registered in the store: register it",
-        connector_id=connector_id,
-        failed_at=datetime.now(UTC),
-        store=store_id,
-    ).to_record(1_000_000)
+    key, value, headers = (
+        DeadLetter(
+            group=stack.topics.group,
+            topic=stack.topics.source,
+            partition=number % 4,
+            offset=number,
+            timestamp_ms=1_700_000_000_000 + number,
+            key=connector_id.encode(),
+            value=value,
+            headers=tuple((name, f"{name} of {number}".encode()) for name in traced),
+            reason="connector_not_found",
+            status=404,
+            message=f"connector {connector_id!r} is not registered in the store: register it",
+            connector_id=connector_id,
+            failed_at=datetime.now(UTC),
+            store=store_id,
+        )
+        .fitted(1_000_000)
+        .record()
+    )
     return Record(value=value, key=key, headers=headers, partition=number % 4)
 
 

@@ -40,22 +40,26 @@ async def test_nothing_waits_behind_a_fetch_at_the_end_of_the_topic(kafka: Kafka
 
 
 def letter(number: int, connector_id: str, note: str = "") -> Record:
-    key, value, headers = DeadLetter(
-        group="worker",
-        topic="source",
-        partition=0,
-        offset=number,
-        timestamp_ms=0,
-        key=None,
-        value=f"{number} {note}".encode(),
-        headers=(("traceparent", b"00-1"),) if number % 2 else (),
-        reason="connector_not_found",
-        status=404,
-        message="not registered",
-        connector_id=connector_id,
-        failed_at=datetime(2026, 1, 1, tzinfo=UTC),
-        store="a store",
-    ).to_record(1_000_000)
+    key, value, headers = (
+        DeadLetter(
+            group="worker",
+            topic="source",
+            partition=0,
+            offset=number,
+            timestamp_ms=0,
+            key=None,
+            value=f"{number} {note}".encode(),
+            headers=(("traceparent", b"00-1"),) if number % 2 else (),
+            reason="connector_not_found",
+            status=404,
+            message="not registered",
+            connector_id=connector_id,
+            failed_at=datetime(2026, 1, 1, tzinfo=UTC),
+            store="a store",
+        )
+        .fitted(1_000_000)
+        .record()
+    )
     return Record(key=key, value=value, headers=headers, partition=number % 2)
 
 

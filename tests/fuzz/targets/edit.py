@@ -45,7 +45,7 @@ REFUSED = Record(b"{}", partition=0, offset=0)
 
 @contextmanager
 def opened() -> Iterator[Run]:
-    key, value, headers = letters.letter_of(REFUSED).to_record(MIN_RECORD)
+    key, value, headers = letters.letter_of(REFUSED).fitted(MIN_RECORD).record()
     topic = Topic([REFUSED._replace(key=key, value=value, headers=headers)])
     with asyncio.Runner() as runner:
         yield lambda data: runner.run(applied(topic, data))

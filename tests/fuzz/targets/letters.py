@@ -50,24 +50,24 @@ def comes_back(letter: DeadLetter, room: int) -> None:
     """It is read as it was written; in too little room it may be refused, and never too large."""
     if room < MIN_RECORD:
         try:
-            letter.to_record(room)
+            letter.fitted(room).record()
         except ValueError:
             return
-    key, value, headers = letter.to_record(room)
+    key, value, headers = letter.fitted(room).record()
     assert record_size(key, value, headers) <= room
     back = DeadLetter.from_record(key, value, headers)
     expected = letter.fitted(room)
     if len(expected.message.encode()) > MAX_MESSAGE:  # of a letter that others wrote
         expected = replace(expected, message=back.message)
     assert back == expected
-    assert back.to_record(room) == (key, value, headers)
+    assert back.fitted(room).record() == (key, value, headers)
 
 
 def seeds() -> list[bytes]:
     found = []
     for each in REASONS.values():
         read = Record(each.value, headers=each.headers)
-        key, value, headers = letter_of(read).to_record(MIN_RECORD)
+        key, value, headers = letter_of(read).fitted(MIN_RECORD).record()
         whole = of_record(key, value, headers)
         found += [b"131072" + SEPARATOR + whole, joined([b"900"]) + SEPARATOR + whole]
     return found

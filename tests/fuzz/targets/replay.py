@@ -126,7 +126,7 @@ def seeds() -> list[bytes]:
     found = []
     for each in REASONS.values():
         letter = letters.letter_of(Record(each.value, headers=each.headers))
-        found.append(of_record(*letter.to_record(MIN_RECORD)))
+        found.append(of_record(*letter.fitted(MIN_RECORD).record()))
     return found
 
 
