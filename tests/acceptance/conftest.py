@@ -14,6 +14,9 @@ from tests.acceptance import generator
 from tests.eventually import eventually
 from tests.kafka import Kafka, Record, Topics
 from tests.programs import Cli, Spawn, Spawned
+from worker.app.stores import add_connectors, connectors
+from worker.settings import Settings
+from worker.variables import variable
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,11 +50,15 @@ class Stack:
         await self.register(made.registered)
         await self.kafka.produce(self.topics.source, made.records)
 
+    @property
+    def settings(self) -> Settings:
+        """What the program makes of the environment."""
+        given = {name: self.env.get(variable(name)) for name in Settings.model_fields}
+        return Settings(**{name: text for name, text in given.items() if text is not None})
+
     async def register(self, connector_ids: list[str]) -> None:
-        done = await self.cli(
-            "connectors", "add", env=self.env, stdin="".join(f"{name}\n" for name in connector_ids)
-        )
-        assert done.exit_code == 0, done.stderr
+        """As `connectors add` does, whose start alone would be half of many a test."""
+        await add_connectors(self.settings, connector_ids)
 
     def worker(self, *arguments: str, **more: str) -> Spawned:
         return self.spawn("run", *arguments, env={**self.env, **more})
@@ -61,11 +68,8 @@ class Stack:
         assert done.exit_code == 0, done.stderr[-2000:]
 
     async def stored(self) -> dict[str, dict[str, Any]]:
-        """Read the store through the program, connector by connector."""
-        listed = await self.cli("connectors", "list", "--json", env=self.env)
-        assert listed.exit_code == 0, listed.stderr
-        documents = map(json.loads, listed.stdout.splitlines())
-        return {document.pop("id"): document for document in documents}
+        """Read the store, as `connectors list` does, by connector."""
+        return {found.id: dict(found.fields) async for found in connectors(self.settings)}
 
     def rows(self) -> list[tuple[Any, ...]]:
         """Read the store's table, stamps too."""
