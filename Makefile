@@ -47,8 +47,8 @@ fuzz: $(VENV)/fuzz.stamp  ## a million records to what anybody's bytes reach (FU
 container-test: $(VENV)/dev.stamp  ## some of the tests on a Kafka and a PostgreSQL in Docker
 	LAST_SYNC_TEST_BROKER=docker LAST_SYNC_TEST_POSTGRES_SERVER=docker \
 		$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal \
-		tests/integration/test_brokers.py tests/integration/test_consumer.py \
-		tests/test_postgres_servers.py $(PYTEST_FLAGS)
+		tests/integration/test_brokers.py tests/integration/test_admin.py \
+		tests/integration/test_batches.py tests/test_postgres_servers.py $(PYTEST_FLAGS)
 
 stack-test: $(VENV)/dev.stamp  ## docker-compose.yml on a real engine: up, broken, down (minutes)
 	$(BIN)/python -m tests.stack
