@@ -231,7 +231,6 @@ class JarBroker(Broker):
     ) -> None:
         super().__init__(listeners=listeners, properties=properties)
         self._java = (java, HEAP, *JVM_OPTIONS, *LOG_OPTIONS, archiving, "-cp", str(jars / "*"))
-        self._formatted = jars.with_name(f"{jars.name}-formatted")
         self._home = Path(tempfile.mkdtemp(prefix="last-sync-broker-"))
         self._log = self._home / "broker.log"
         self._data = self._home / "data"
@@ -269,18 +268,11 @@ class JarBroker(Broker):
         self._leash = leash('kill -9 "$1"; rm -rf "$2"', str(self._process.pid), str(self._home))
 
     def _format(self) -> None:
-        """Format the data folder, as all brokers' are: by Kafka's tool, a second of Java, once."""
         configuration = self._configuration(bind=HOST, data=str(self._data))
         lines = (f"{name}={value}" for name, value in configuration.items())
         self._config.write_text("\n".join(lines) + "\n")
-        if not self._formatted.exists():
-            storage = ("format", "-t", cluster_id(), "-c", str(self._config))
-            self.tool("kafka.tools.StorageTool", *storage)
-            with tempfile.TemporaryDirectory(dir=self._formatted.parent) as scratch:
-                copied = shutil.copytree(self._data, Path(scratch, "data"))
-                with contextlib.suppress(OSError):  # another session was quicker
-                    copied.rename(self._formatted)
-        shutil.copytree(self._formatted, self._data, dirs_exist_ok=True)
+        storage = ("format", "-t", cluster_id(), "-c", str(self._config))
+        self.tool("kafka.tools.StorageTool", *storage)
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -16,9 +16,11 @@ from aiokafka.record.default_records import DefaultRecordBase
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c, encode_varint
 
+from schemas.updates import Update
 from tests.hostile import CODECS, RawName, builder
 from tests.kafka import Record
 from worker import batches
+from worker.batch import Batch
 from worker.batches import Answer, Batches, Partition
 from worker.errors import MisconfiguredError
 
@@ -373,6 +375,40 @@ def test_one_poll_gives_no_more_than_there_is_room_for_and_the_next_goes_on() ->
     batches.make_room()
     rest = Partition(first._tp, Batches(raw), [], len(found), None, None, True, 1)
     assert [one.offset for one in rest] == list(range(len(found), 40))  # what was given is free
+
+
+def in_parts(parts: int, name: bytes = b"sync_cursor") -> bytes:
+    """An event with a cursor of so many."""
+    cursor = b"[" + b",".join([b"[]"] * parts) + b"]"
+    head = b'{"event_id": "e", "connector_id": "c", "occurred_at": "2026-01-01T00:00:00Z", '
+    return head + b'"last_sync": {"' + name + b'": {"a": ' + cursor + b"}}}"
+
+
+@pytest.mark.parametrize("name", [b"sync_cursor", rb"sync\u005fcursor"], ids=["plain", "escaped"])
+@pytest.mark.parametrize(("parts", "events"), [(100, 4_000), (300_000, 40)])
+def test_what_is_read_takes_no_more_than_there_is_room_for(
+    name: bytes, parts: int, events: int
+) -> None:
+    """A cursor of a megabyte becomes 25 in Python."""
+    raw = batch([Record(key=b"c", value=in_parts(parts, name))] * events, "zstd")
+    given = Batch.of({TopicPartition("topic", 3): fetched(raw).take(None)})
+    assert not batches.has_room()
+    tracemalloc.start()
+    try:
+        for _ in given.reading():
+            pass
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(given.records) < events
+    assert all(isinstance(read, Update) for read in given.reads)
+    assert kept < batches.MAX_POLL
+
+
+def test_a_usual_cursor_leaves_room_for_a_whole_batch() -> None:
+    records = [Record(key=b"c", value=in_parts(1))] * 22_000
+    assert len(fetched(batch(records, "zstd")).take(None)) == 22_000
+    assert batches.has_room()
 
 
 @pytest.mark.parametrize("kind", ["key", "value", "name", "header", "headers"])

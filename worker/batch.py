@@ -13,7 +13,7 @@ from worker.pipeline import Record, Verdict
 
 STEPS = ("decode", "store", "dead_letters", "commit")
 STEP = 100  # records read at once: about a millisecond
-STEP_BYTES = 512 * 1024  # in them; larger ones are read one by one: a megabyte may take 0.3 s
+STEP_BYTES = 512 * 1024  # in them; larger ones one by one: a megabyte may take a second
 
 
 @dataclass(slots=True, kw_only=True)

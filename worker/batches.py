@@ -35,13 +35,15 @@ MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_HEADERS = 512 * 1024  # of a record: each takes 200 bytes, with some in it
 MAX_POLL = 32 * 1024 * 1024  # bytes of records that a batch may have, of all partitions together
 SLICE = 256 * 1024  # bytes of records that are given together, or one record
-OBJECT = 200  # bytes that a record, or a header, takes beside what is in it
+OBJECT = 200  # bytes that a record, a header, or a part of a cursor takes beside what is in it
 FIRST_GUESS = 8  # times the compressed size
 FIRST_ROOM = 64 * 1024  # bytes
 FORMAT = 2  # of batches: others have no headers, which letters and CloudEvents need
 XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives snappy
 MARKER = 4  # bytes that the marker of a transaction has at least
 INT64 = range(-(2**63), 2**63)
+
+_CURSOR, _ESCAPE = b"sync_cursor", b"\\u"  # its name may be written with escapes
 
 _NO_ABORT = _DefaultRecordPy(0, 0, 0, struct.pack(">hh", 0, 1), None, [])
 _HEADER = DefaultRecordBase.HEADER_STRUCT
@@ -194,11 +196,23 @@ class Answer(fetcher.FetchResult):  # type: ignore[misc]  # nor for this
         return found
 
 
-def _length(headers: Headers) -> int:
+def cursor_size(value: bytes) -> int:
+    """Bytes that an event's cursor takes when it is read, or more; no other field has parts.
+
+    A megabyte of `[],` becomes 25.
+    """
+    begin = value.find(_CURSOR)
+    if begin < 0 and _ESCAPE not in value:
+        return 0
+    return OBJECT * sum(value.count(part, max(begin, 0)) for part in (b",", b"[", b"{"))
+
+
+def _length(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    length = len(key or b"") + len(value or b"")
     try:
-        return sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
+        return length + sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
     except TypeError:  # one has no content
-        return sum(len(name) + len(content or b"") for name, content in headers)
+        return length + sum(len(name) + len(content or b"") for name, content in headers)
 
 
 class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type checker alone
@@ -262,7 +276,9 @@ class _Batch:
         large = len(raw) > SLICE
         each = OBJECT if large else OBJECT + len(raw) // max(count, 1)
         topic, partition = self._tp
-        records, done = DefaultRecordBatch(raw), 0
+        text = bytes(raw)
+        cursors = _CURSOR in text or _ESCAPE in text  # else no record is looked into
+        records, done = DefaultRecordBatch(text), 0
         found: list[Record] = []
         size = 0
         while True:
@@ -272,9 +288,9 @@ class _Batch:
                         at = min(max(at, record.offset), most + done + len(found))
                     key, value, headers = record.key, record.value, tuple(record.headers)
                     more = each + OBJECT * len(headers)
-                    if large:
-                        more += len(value or b"") + len(key or b"")
-                        more += _length(headers) if headers else 0
+                    if large or cursors:
+                        more += cursor_size(value) if cursors and value else 0
+                        more += _length(key, value, headers) if large else 0
                     if found and size + more > SLICE:
                         yield _Slice(found, size)
                         done += len(found)

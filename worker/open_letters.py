@@ -133,7 +133,7 @@ class OpenLetters:
         async for letters in self._completed(wanted):
             for letter in letters:
                 batch.append(letter)
-                room -= _size(letter.original) if letter.original else OBJECT
+                room -= _read_size(letter.original) if letter.original else OBJECT
                 if room < 0 or len(batch) == size:
                     yield batch
                     batch, room = [], MOST_BYTES
@@ -248,6 +248,10 @@ def _size(original: Original) -> int:
     for name, content in original.headers:
         size += OBJECT + len(name) + len(content or b"")
     return size
+
+
+def _read_size(original: Original) -> int:
+    return _size(original) + batches.cursor_size(original.value or b"")
 
 
 def _indexed(record: Any) -> OpenLetter:

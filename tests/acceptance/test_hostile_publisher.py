@@ -106,6 +106,18 @@ async def test_as_many_headers_as_may_be_become_a_letter_and_do_not_fill_memory(
     assert int(dict(letter.headers)["__dlq.errors.headers_dropped"] or 0) > MAX_HEADERS - 10_000
 
 
+async def test_cursors_of_very_many_parts_are_kept_and_do_not_fill_memory(stack: Stack) -> None:
+    await stack.register(["known"])
+    cursor = {"a": [[]] * 240_000}
+    parts = event("known", 1, last_sync={"sync_cursor": cursor})
+    records = [Record(key=b"k", value=json.dumps(parts).encode())] * 16
+    await write(stack.kafka, stack.topics.source, records, "zstd")
+    worker = stack.worker()
+    await stack.drained()
+    assert peak(worker) < ROOM
+    assert await stack.stored() == {"known": {"sync_cursor": cursor}}
+
+
 LARGE = [Record(value=good(2)[:-1] + b" " * 1_000_000 + b"}")] * 200
 CROWDED = [Record(value=good(2), headers=[("", b"")] * 4_000_000)]
 

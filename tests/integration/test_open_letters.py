@@ -172,3 +172,17 @@ async def test_headers_count_in_what_is_worked_on_at_once(
         table = await letters.table(keep=keep)
         sizes = [len(batch) async for batch in letters.with_originals(table, 100)]
     assert sizes == [5] * 8  # an object each for the letter and its one header
+
+
+async def test_the_parts_of_a_cursor_count_in_what_is_worked_on_at_once(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_letters, "MOST_BYTES", 10 * OBJECT)
+    cursor = '"sync_cursor": ' + "[" * 4
+    topic = Topics.unique()
+    await kafka.create(topic, partitions=2)
+    await kafka.produce(topic.dlq, [letter(number, "c", cursor) for number in range(0, 80, 2)])
+    async with OpenLetters.opened(named(kafka, topic)) as letters:
+        table = await letters.table(keep=lambda _: True)
+        sizes = [len(batch) async for batch in letters.with_originals(table, 100)]
+    assert sizes == [2] * 20  # without them, eight at once
