@@ -50,7 +50,9 @@ class _Producer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka ships no ty
                 request.cancel()
             await asyncio.wait({sender})  # it waits for its requests
         waiting = self._message_accumulator
-        for batch in chain(*waiting._batches.values(), waiting._pending_batches):  # noqa: SLF001
+        left = [*chain(*waiting._batches.values()), *waiting._pending_batches]  # noqa: SLF001
+        waiting._pending_batches.update(left)  # noqa: SLF001 - sent before, it is looked for there
+        for batch in left:
             batch.future.cancel()
         await super().stop()
 

@@ -108,7 +108,7 @@ async def test_as_many_headers_as_may_be_become_a_letter_and_do_not_fill_memory(
 
 async def test_cursors_of_very_many_parts_are_kept_and_do_not_fill_memory(stack: Stack) -> None:
     await stack.register(["known"])
-    cursor = {"a": [[]] * 240_000}
+    cursor: dict[str, list[list[object]]] = {"a": [[]] * 240_000}
     parts = event("known", 1, last_sync={"sync_cursor": cursor})
     records = [Record(key=b"k", value=json.dumps(parts).encode())] * 16
     await write(stack.kafka, stack.topics.source, records, "zstd")

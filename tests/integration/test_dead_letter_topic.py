@@ -2,8 +2,10 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from aiokafka.errors import NotEnoughReplicasError
 
 from tests.brokers import Broker
 from tests.eventually import eventually
@@ -54,6 +56,29 @@ async def test_a_publish_that_is_cancelled_leaves_nobody_who_sends_its_letters(
     assert {LETTER.id, LATER.id} <= kept
     assert WAITING.id not in kept
     assert connected or ON_ITS_WAY.id not in kept
+
+
+async def test_a_batch_that_is_given_up_between_two_tries_is_dropped_without_a_word(
+    kafka: Kafka, topic: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: Any, **__: Any) -> None:
+        raise NotEnoughReplicasError
+
+    said: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    async with DeadLetterTopic.opened(settings_for(kafka, topic), 2**20) as letters:
+        await letters.publish([LETTER])
+        assert letters._producer is not None
+        client = letters._producer.client
+        monkeypatch.setattr(client, "send", refused)
+        monkeypatch.setattr(client, "_maybe_wait_metadata", asyncio.Event().wait)
+        publishing = asyncio.create_task(letters.publish([LATER]))
+        waiting = letters._producer._message_accumulator._batches
+        await eventually(lambda: any(one.retry_count for some in waiting.values() for one in some))
+        publishing.cancel()
+        await asyncio.wait({publishing})
+    assert publishing.cancelled()
+    assert said == []
 
 
 async def test_letters_whose_time_the_brokers_refuse_say_so(kafka: Kafka, topic: Topics) -> None:

@@ -185,4 +185,4 @@ async def test_the_parts_of_a_cursor_count_in_what_is_worked_on_at_once(
     async with OpenLetters.opened(named(kafka, topic)) as letters:
         table = await letters.table(keep=lambda _: True)
         sizes = [len(batch) async for batch in letters.with_originals(table, 100)]
-    assert sizes == [2] * 20  # without them, eight at once
+    assert sizes == [2] * 20  # without them, nine at once
