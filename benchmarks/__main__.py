@@ -47,6 +47,7 @@ ON_REQUEST = ("profile", "gate")  # left out where none is named
 
 # Times the calibration loop's CPU, the least of each. Measured are 2.0 to 2.7.
 GATE = 4.0
+ENDING = 2.0  # seconds at the end of a drain: looks for more, and the stop
 DRAIN = 200_000  # events at most where many loads are drained: ten batches of the worker's
 
 
@@ -243,14 +244,21 @@ def connectors(stage: Stage, size: Size) -> None:
 def memory(stage: Stage, size: Size) -> None:
     """Resident memory of `last-sync run --drain` itself, over a long drain."""
     load = Load(events=size.memory)
-    peaks, slopes = zip(*(remembered(stage, load) for _ in range(size.rounds)), strict=True)
-    print(f"\n{size.memory:,} events: peak {spread(peaks)} MB resident", end="")
-    print(f", slope {spread(slopes)} MB a minute")
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in STORES}
+    for _ in range(size.rounds):
+        for kind, rounds in found.items():
+            rounds.append(remembered(stage, load, kind))
+            peak, slope = rounds[-1]
+            say(f"  {kind}: peak {peak:.0f} MB resident, slope {slope:+.1f} MB a minute")
+    for kind, rounds in found.items():
+        peaks, slopes = zip(*rounds, strict=True)
+        print(f"\n{size.memory:,} events, {kind}: peak {spread(peaks)} MB resident", end="")
+        print(f", slope {spread(slopes)} MB a minute")
 
 
-def remembered(stage: Stage, load: Load) -> tuple[float, float]:
-    """The most megabytes at any time, and what is added to them a minute."""
-    topics, store = stage.topic(load), stage.store("sqlite", load)
+def remembered(stage: Stage, load: Load, kind: str) -> tuple[float, float]:
+    """The most megabytes at any time, and what is added to them a minute while it drains."""
+    topics, store = stage.topic(load), stage.store(kind, load)
     process = subprocess.Popen(
         [LAST_SYNC, "run", "--drain"],
         stderr=subprocess.DEVNULL,
@@ -273,10 +281,10 @@ def remembered(stage: Stage, load: Load) -> tuple[float, float]:
             seen.append((time.monotonic(), resident))
         time.sleep(0.1)
     assert process.returncode == 0
-    later = seen[len(seen) // 3 :]  # it has warmed up by then
-    slope = statistics.linear_regression(*zip(*later, strict=True)).slope * 60
-    say(f"  peak {peak:.0f} MB resident, slope {slope:+.1f} MB a minute")
-    return peak, slope
+    stage.drop(store)
+    # It has warmed up by then, and does not end yet, when it gives memory back.
+    draining = [one for one in seen[len(seen) // 3 :] if one[0] < seen[-1][0] - ENDING]
+    return peak, statistics.linear_regression(*zip(*draining, strict=True)).slope * 60
 
 
 def elastic(stage: Stage, size: Size) -> None:

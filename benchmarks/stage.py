@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ Figures = dict[str, float]
 TEMPLATE = "last_sync_benchmark"
 LIMIT = 900  # seconds that one contender may take
 LETTERS = 1_000  # written at once
+TOGETHER = 100  # letters of a batch of the worker's, which have one time
 LARGEST = 1_000_000  # bytes of a letter
 
 
@@ -173,7 +175,7 @@ def letter(record: Record, number: int, store_id: str) -> DeadLetter:
         topic="benchmark",
         partition=record.partition or 0,
         offset=number,
-        timestamp_ms=0,
+        timestamp_ms=1_767_225_600_000 + number,
         key=record.key,
         value=record.value,
         headers=(),
@@ -181,7 +183,7 @@ def letter(record: Record, number: int, store_id: str) -> DeadLetter:
         status=404,
         message=f"connector {record.key.decode()!r} is not registered in the store",
         connector_id=record.key.decode(),
-        failed_at=START,
+        failed_at=START + timedelta(seconds=number // TOGETHER),
         store=store_id,
     )
 
