@@ -21,7 +21,7 @@ from tests.hostile import CODECS, RawName, builder
 from tests.kafka import Record
 from worker import batches
 from worker.batch import Batch
-from worker.batches import Answer, Batches, Partition
+from worker.batches import OBJECT, Answer, Batches, Partition
 from worker.errors import MisconfiguredError
 
 MEBIBYTE = 1024 * 1024
@@ -403,6 +403,16 @@ def test_what_is_read_takes_no_more_than_there_is_room_for(
     assert len(given.records) < events
     assert all(isinstance(read, Update) for read in given.reads)
     assert kept < batches.MAX_POLL
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_each_batch_of_an_answer_is_looked_at_for_cursors_of_its_own(codec: str) -> None:
+    cursor = Record(key=b"c", value=in_parts(100))
+    answer = Batches(b"".join(batch([one], codec) for one in (small(0), cursor, small(0))))
+    answer.tp = TopicPartition("topic", 3)
+    (before,), (found,), (after,) = (answer.next_batch() for _ in range(3))
+    assert before.size == after.size
+    assert found.size > 200 * OBJECT
 
 
 def test_a_usual_cursor_leaves_room_for_a_whole_batch() -> None:

@@ -43,7 +43,7 @@ XERIAL_HEADER = 16  # bytes before the blocks of the framing that Java gives sna
 MARKER = 4  # bytes that the marker of a transaction has at least
 INT64 = range(-(2**63), 2**63)
 
-_CURSOR, _ESCAPE = b"sync_cursor", b"\\u"  # its name may be written with escapes
+_CURSOR, _ESCAPE = b"sync_cursor", b"\\u"  # its name may be written so, too
 
 _NO_ABORT = _DefaultRecordPy(0, 0, 0, struct.pack(">hh", 0, 1), None, [])
 _HEADER = DefaultRecordBase.HEADER_STRUCT
@@ -201,10 +201,17 @@ def cursor_size(value: bytes) -> int:
 
     A megabyte of `[],` becomes 25.
     """
-    begin = value.find(_CURSOR)
-    if begin < 0 and _ESCAPE not in value:
+    if not _may_have_cursors(value):
         return 0
-    return OBJECT * sum(value.count(part, max(begin, 0)) for part in (b",", b"[", b"{"))
+    begin = max(value.find(_CURSOR), 0)
+    return OBJECT * sum(value.count(part, begin) for part in (b",", b"[", b"{"))
+
+
+def _may_have_cursors(data: bytes, begin: int = 0, end: int | None = None) -> bool:
+    """Look for any backslash first, which takes a twentieth of the time."""
+    if data.find(_CURSOR, begin, end) >= 0:
+        return True
+    return data.find(b"\\", begin, end) >= 0 and data.find(_ESCAPE, begin, end) >= 0
 
 
 def _length(key: bytes | None, value: bytes | None, headers: Headers) -> int:
@@ -228,16 +235,20 @@ class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to the type chec
                 f"a message in format v{raw[_MAGIC]}, and last-sync reads v{FORMAT} alone (Kafka's "
                 "since 0.11): remove the topic's message.format.version, publish what it has again"
             )
+        end = self._pos  # of what is next
         batch = super().next_batch()
         self.end = batch.next_offset
-        return _Batch(batch, raw, self.tp)
+        return _Batch(batch, raw, self._buffer, end, self.tp)
 
 
 class _Batch:
     """What aiokafka's batch is, but for its records."""
 
-    def __init__(self, batch: Any, raw: memoryview, tp: TopicPartition) -> None:
+    def __init__(
+        self, batch: Any, raw: memoryview, answer: bytes, end: int, tp: TopicPartition
+    ) -> None:
         self._batch, self._raw, self._tp = batch, raw, tp
+        self._answer, self._end = answer, end  # where it ends there
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -265,20 +276,23 @@ class _Batch:
         if end - count < begin:
             raise UnreadableError(f"the batch up to offset {end} says that it has {count} records")
         codec_id = self._batch.compression_type
-        raw = _decompressed(self._raw, codec_id, end) if codec_id else self._raw
+        raw: Any = self._raw
+        if codec_id:
+            raw = _decompressed(raw, codec_id, end)
+            cursors = _may_have_cursors(raw)
+        else:
+            cursors = _may_have_cursors(self._answer, self._end - len(raw), self._end)
         if len(raw) > 2 * MAX_HEADERS:
             _check_headers(raw, count, end)
-        return self._slices(raw, begin, count)
+        return self._slices(raw, begin, count, cursors=cursors)
 
-    def _slices(self, raw: Any, at: int, count: int) -> Iterator[_Slice]:
+    def _slices(self, raw: Any, at: int, count: int, *, cursors: bool) -> Iterator[_Slice]:
         """Read on from offset `at`. In a small batch each record counts as the average."""
         most = self._batch.next_offset - count  # where the first one stands at the latest
         large = len(raw) > SLICE
         each = OBJECT if large else OBJECT + len(raw) // max(count, 1)
         topic, partition = self._tp
-        text = bytes(raw)
-        cursors = _CURSOR in text or _ESCAPE in text  # else no record is looked into
-        records, done = DefaultRecordBatch(text), 0
+        records, done = DefaultRecordBatch(raw), 0
         found: list[Record] = []
         size = 0
         while True:
