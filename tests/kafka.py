@@ -187,7 +187,15 @@ class Kafka:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(admin.close)
             await admin.start()
+            await eventually(lambda: _lists_brokers(admin))
             yield admin
+
+
+async def _lists_brokers(admin: AIOKafkaAdminClient) -> bool:
+    """Whether it knows whom to ask: a broker just thawed is fenced, and lists none for a while."""
+    if not admin._client.cluster.brokers():
+        await admin._client.force_metadata_update()
+    return bool(admin._client.cluster.brokers())
 
 
 async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> list[int]:
