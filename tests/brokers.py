@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import fcntl
 import gc
 import hashlib
 import io
@@ -67,6 +68,8 @@ REMOVE_CONTAINER = """
 import docker, sys
 docker.from_env().containers.get(sys.argv[1]).remove(force=True, v=True)
 """
+_ports = Path(tempfile.gettempdir(), f"last-sync-test-ports-{os.getuid()}").open("ab")  # noqa: SIM115
+_ports_given: set[int] = set()
 COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 
 
@@ -77,12 +80,17 @@ class NoBrokerError(Exception):
 def free_port() -> int:
     """Pick one below the range of outgoing connections: it stays free while a broker is down.
 
-    A client that retries a closed port inside that range can end up connected to itself.
+    A client that retries a closed port inside that range can end up connected to itself. The port
+    is this process's for as long as it lives: others that look for one here find it locked.
     """
     while True:
         port = 20_000 + secrets.randbelow(10_000)
+        if port in _ports_given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
+            fcntl.lockf(_ports, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)  # a byte for each
             probe.bind((HOST, port))
+            _ports_given.add(port)
             return port
 
 

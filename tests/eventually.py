@@ -3,10 +3,22 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 POLL = 0.05  # seconds
+
+
+async def takes_less(seconds: float, call: Callable[[], Awaitable[Any]]) -> None:
+    """Fail where the call takes longer each of three times: a machine's other work only adds."""
+    took: list[float] = []
+    while len(took) < 3:
+        began = time.monotonic()
+        await call()
+        took.append(time.monotonic() - began)
+        if took[-1] < seconds:
+            return
+    raise AssertionError(f"{took} s, none of them below {seconds}")
 
 
 async def eventually(condition: Callable[[], Any], timeout: float = 15) -> Any:  # noqa: ASYNC109  a test's patience is its caller's to say

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
 
 from tests.eventually import eventually
 from worker import batches
@@ -124,12 +125,12 @@ class Kafka:
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one."""
         async with self._admin() as admin:
-            (coordinator,) = await eventually(lambda: _coordinator(admin, group))
-            offsets = await admin.list_consumer_group_offsets(group, coordinator)
+            found = await eventually(lambda: _committed(admin, group))
         return {
-            one.partition: found.offset
-            for one, found in offsets.items()
-            if one.topic == topic and found.offset >= 0
+            partition: offset
+            for name, partitions in found.topics
+            for partition, offset, *_ in partitions
+            if name == topic and offset >= 0
         }
 
     async def topics(self) -> list[str]:
@@ -198,12 +199,17 @@ async def _lists_brokers(admin: AIOKafkaAdminClient) -> bool:
     return bool(admin._client.cluster.brokers())
 
 
-async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> list[int]:
-    """Return the group's broker; none while a new cluster is still making its offsets topic."""
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> Any:
+    """Return the answer; None while a cluster still makes its offsets topic, or reads it again.
+
+    aiokafka's own call would say then that nothing is committed.
+    """
     try:
-        return [await admin.find_coordinator(group)]
+        coordinator = await admin.find_coordinator(group)
     except GroupCoordinatorNotAvailableError:
-        return []
+        return None
+    response = await admin._send_request(OffsetFetchRequest(group, None), coordinator)
+    return None if response.error_code else response
 
 
 async def _send(producer: AIOKafkaProducer, topic: str, record: Record) -> Awaitable[Any]:

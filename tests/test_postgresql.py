@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from schemas.updates import Update
 from tests.contract.conftest import Pin
-from tests.eventually import eventually
+from tests.eventually import eventually, takes_less
 from tests.postgres import PostgresServer
 from tests.programs import Cli
 from tests.proxy import Proxy
@@ -689,9 +689,8 @@ async def test_check_says_what_is_wrong_within_five_seconds(own: PostgresServer,
     own.pause()
     try:
         bad = await cli("check", "--store", own.url)
-        began = time.monotonic()
-        await checks.check(settings.load({"store_url": own.url}))
-        assert time.monotonic() - began < 4.4  # and half a second until the command begins
+        given = settings.load({"store_url": own.url})
+        await takes_less(4.4, lambda: checks.check(given))  # and half a second until it begins
     finally:
         own.resume()
     assert bad.exit_code == 3

@@ -435,14 +435,14 @@ async def free_loop() -> AsyncIterator[None]:
     beating = asyncio.create_task(beat())
     yield
     beating.cancel()
-    assert beats[-1] - beats[0] > 0.4
-    assert max(after - before for before, after in pairwise(beats)) < 0.25
+    assert beats[-1] - beats[0] > 1.6
+    assert max(after - before for before, after in pairwise(beats)) < 1.0
 
 
 async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 2.0)
     async with open_store(f"sqlite:///{path}") as store:
         await store.add(["a"])
         with sqlite_shell(path) as shell:
@@ -458,7 +458,7 @@ async def test_a_lock_held_elsewhere_is_transient_and_never_blocks_the_loop(
 async def test_a_file_locked_at_opening_is_transient_and_never_blocks_the_loop(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 2.0)
     with sqlite_shell(path) as shell:
         shell.execute("BEGIN EXCLUSIVE")
         async with free_loop():

@@ -7,7 +7,7 @@ import pytest
 STALLED = """
 import time
 from worker.watchdog import Watchdog
-with Watchdog(0.4) as watchdog:
+with Watchdog(2) as watchdog:
     for _ in range({steps}):
         time.sleep(0.1)
         watchdog.step()
@@ -41,7 +41,7 @@ def test_a_loop_without_a_step_ends_the_process_with_5() -> None:
 
 def test_a_loop_that_makes_steps_is_left_alone_for_longer_than_the_time() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STALLED.format(steps=12, silence=0)], timeout=20, check=False
+        [sys.executable, "-c", STALLED.format(steps=24, silence=0)], timeout=20, check=False
     )
     assert done.returncode == 0
 

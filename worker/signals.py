@@ -19,11 +19,11 @@ def stopping() -> Iterator[asyncio.Event]:
     stop = asyncio.Event()
 
     def handle(number: signal.Signals) -> None:
-        log.info("worker.stopping", signal=number.name)
         stop.set()
         for each in SIGNALS:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
+        log.info("worker.stopping", signal=number.name)
 
     for each in SIGNALS:
         loop.add_signal_handler(each, handle, each)

@@ -18,6 +18,9 @@ from worker.app.stores import add_connectors, connectors
 from worker.settings import Settings
 from worker.variables import variable
 
+# For workers that nobody kills: one that is not scheduled for two seconds stays in its group.
+PATIENT = {"LAST_SYNC_KAFKA_SESSION_TIMEOUT_MS": "30000"}
+
 
 @dataclass(slots=True, kw_only=True)
 class Stack:
@@ -46,9 +49,13 @@ class Stack:
             **self.more,
         }
 
-    async def fill(self, made: generator.Topic) -> None:
+    async def fill(self, made: generator.Topic, *, until: int | None = None) -> None:
+        """Register its connectors, and publish its records or the first so many of them."""
         await self.register(made.registered)
-        await self.kafka.produce(self.topics.source, made.records)
+        await self.publish(made, 0, until)
+
+    async def publish(self, made: generator.Topic, begin: int, end: int | None = None) -> None:
+        await self.kafka.produce(self.topics.source, made.records[begin:end])
 
     @property
     def settings(self) -> Settings:

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.acceptance.conftest import Stack
-from tests.api.conftest import free_port
+from tests.brokers import free_port
 from tests.eventually import eventually
 from tests.kafka import Record
 from tests.programs import Cli, Spawn, Spawned

@@ -15,10 +15,12 @@ KILLS = 5
 async def test_killed_at_random_points_and_started_again_the_result_is_the_same(
     stack: Stack,
 ) -> None:
-    made = generator.topic(20_000, 500, seed=2)
-    await stack.fill(made)
+    made, portion = generator.topic(20_000, 500, seed=2), 4_000
+    await stack.register(made.registered)
     chance = random.Random(2)  # noqa: S311 - not for secrets
-    for _ in range(KILLS):
+    for kill in range(KILLS):
+        end = (kill + 1) * portion if kill + 1 < KILLS else None
+        await stack.publish(made, kill * portion, end)
         before = sum((await stack.committed()).values())
         worker = stack.worker(LAST_SYNC_BATCH_SIZE="100")
         enough = before + chance.randrange(1, 3_000)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.acceptance import generator
 from tests.acceptance.conftest import Stack
+from tests.acceptance.test_crashes import share_partitions
 from tests.acceptance.test_outages import RESUMES_WITHIN
 from tests.elasticsearch import FakeElasticsearch, Request, call, in_a_thread
 from tests.eventually import eventually
@@ -122,8 +123,9 @@ async def test_unknown_connectors_and_broken_events_become_the_right_letters(own
 async def test_two_workers_share_one_elasticsearch_and_one_may_die(own: Own) -> None:
     stack, _ = own
     made = generator.topic(3_000, 100, seed=35)
-    await stack.fill(made)
     first, second = (stack.worker(LAST_SYNC_BATCH_SIZE="50") for _ in range(2))
+    await share_partitions(first, second)
+    await stack.fill(made)
     await first.says("batch.done", 30)
     await second.says("batch.done", 30)
     first.signal(signal.SIGKILL)

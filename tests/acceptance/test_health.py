@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance import generator
-from tests.acceptance.conftest import Stack
+from tests.acceptance.conftest import PATIENT, Stack
+from tests.acceptance.test_outages import outlast
 from tests.brokers import Broker
 from tests.conftest import BEHIND_PROXY, MakeBroker
 from tests.eventually import eventually
@@ -83,6 +84,7 @@ async def test_a_worker_that_stops_says_so_until_it_has_stopped(
     lock.execute("BEGIN IMMEDIATE")
     worker = stack.worker(LAST_SYNC_SHUTDOWN_SECONDS="30")
     assert "locked" in await probes.becomes("/readyz", 503, "holding (store)")
+    await outlast(0.5)  # the pause: now it waits for the lock again, for as long as SQLite does
     worker.signal(signal.SIGTERM)
     await probes.becomes("/readyz", 503, "stopping", 5)
     assert await worker.ended() == 0
@@ -115,7 +117,7 @@ async def test_a_breaker_that_holds_tells_how_to_release_it_and_stays_live(
 ) -> None:
     made = generator.topic(1_500, 200, seed=33, unknown=0, malformed=0)
     await stack.kafka.produce(stack.topics.source, made.records)
-    worker = stack.worker()
+    worker = stack.worker(**PATIENT)
     said = await probes.becomes("/readyz", 503, "holding (flood)")
     assert "LAST_SYNC_FLOOD_SHARE=1" in said
     assert (await probes.get("/livez"))[0] == 200
@@ -263,7 +265,8 @@ async def test_figures_are_those_of_what_was_published(stack: Stack, probes: Pro
             event("b", 4, occurred_at="never"),
         ],
     )
-    worker = stack.worker(LAST_SYNC_BATCH_SIZE="1")  # nothing is decided by what shares a batch
+    # Nothing is decided by what shares a batch.
+    worker = stack.worker(LAST_SYNC_BATCH_SIZE="1", **PATIENT)
     await stack.drained()
     await worker.says('"lag": 0', 10)
     found = await probes.samples()

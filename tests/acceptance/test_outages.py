@@ -19,6 +19,7 @@ Own = tuple[Stack, Broker]
 
 RESUMES_WITHIN = 10.0  # seconds after the service is back
 
+AWAY = 6_000  # records before: the others make sure that there is work afterwards
 LENGTHS = [
     pytest.param(7.0, id="short"),
     pytest.param(30.0, id="30s", marks=pytest.mark.slow),
@@ -35,13 +36,14 @@ async def outlast(seconds: float) -> None:
 async def test_a_locked_store_is_waited_for_and_makes_no_dead_letter(
     stack: Stack, seconds: float
 ) -> None:
-    made = generator.topic(6_000, 200, seed=4, unknown=0, malformed=0)
-    await stack.fill(made)
+    made = generator.topic(8_000, 200, seed=4, unknown=0, malformed=0)
+    await stack.fill(made, until=AWAY)
     worker = stack.worker(LAST_SYNC_BATCH_SIZE="50")
     await worker.says("batch.done", 30)
     lock = sqlite3.connect(stack.database, isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     before = len(worker.stderr)
+    await stack.publish(made, AWAY)
     await outlast(seconds)
     said = worker.stderr[before:]
     assert "batch.held" in said
@@ -75,8 +77,8 @@ async def test_a_broker_that_is_away_is_waited_for_and_nothing_is_lost(
     own: Own, how: str, seconds: float
 ) -> None:
     stack, broker = own
-    made = generator.topic(6_000, 200, seed=5, unknown=0, malformed=0)
-    await stack.fill(made)
+    made = generator.topic(8_000, 200, seed=5, unknown=0, malformed=0)
+    await stack.fill(made, until=AWAY)
     worker = stack.worker(LAST_SYNC_BATCH_SIZE="50")
     await worker.says("batch.done", 30)
     getattr(broker, how)()
@@ -86,6 +88,7 @@ async def test_a_broker_that_is_away_is_waited_for_and_nothing_is_lost(
     getattr(broker, "resume" if how == "pause" else "start")()
     returned = time.monotonic()
     done = worker.stderr.count("batch.done")
+    await stack.publish(made, AWAY)
     await eventually(lambda: worker.stderr.count("batch.done") > done, RESUMES_WITHIN)
     assert time.monotonic() - returned < RESUMES_WITHIN
     said = worker.stderr[before:]

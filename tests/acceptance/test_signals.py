@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.acceptance import generator
-from tests.acceptance.conftest import Stack
+from tests.acceptance.conftest import PATIENT, Stack
 from tests.eventually import eventually
 
 WITHIN = 10.0  # seconds
@@ -20,7 +20,7 @@ async def test_a_signal_under_load_ends_with_0_and_every_applied_event_committed
 ) -> None:
     made = generator.topic(20_000, 500, seed=9, unknown=0, malformed=0)
     await stack.fill(made)
-    worker = stack.worker(LAST_SYNC_BATCH_SIZE="100")
+    worker = stack.worker(LAST_SYNC_BATCH_SIZE="100", **PATIENT)
     await eventually(lambda: worker.stderr.count("batch.done") >= 3, 30)
     asked = time.monotonic()
     worker.signal(signum)

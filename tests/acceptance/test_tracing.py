@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.acceptance import generator
-from tests.acceptance.conftest import Stack, event, record
+from tests.acceptance.conftest import PATIENT, Stack, event, record
 from tests.collector import Collector, attributes, collecting
 from tests.eventually import eventually
 from tests.kafka import Record
@@ -36,7 +36,8 @@ async def test_a_batch_is_one_span_linked_to_its_producers(
     await stack.register(made.registered)
     records = [traced(record, number // 2 + 1) for number, record in enumerate(made.records)]
     await stack.kafka.produce(stack.topics.source, records)
-    await stack.drain(**collector.env, OTEL_RESOURCE_ATTRIBUTES="deployment.environment=test")
+    attributed = {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test"}
+    await stack.drain(**collector.env, **attributed, **PATIENT)
     spans = [span for span in collector.spans if attributes(span)]
     assert {span.name for span in spans} == {f"process {stack.topics.source}"}
     assert {span.kind for span in spans} == {Span.SPAN_KIND_CONSUMER}

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import jsonschema  # type: ignore[import-untyped]  # it has no types of its own
 import pytest
 from yarl import URL
 
+from tests.brokers import free_port
 from worker.api.openapi import DOCUMENT, PATHS
 from worker.api.server import application
 from worker.api.serving import serve
@@ -93,11 +93,6 @@ def documented(path: str) -> dict[str, Any]:
         if re.fullmatch(template.replace("{id}", "[^/]+"), path):
             return dict(operations)
     return {}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import free_port
+from tests.brokers import free_port
 from tests.programs import Spawn
 
 HERE = Path(__file__).parent / "clients"

@@ -8,7 +8,7 @@ from tests.chaos.scenarios import SLICE, run_all, scenarios, table
 from tests.postgres import PostgresFactory
 
 
-@pytest.mark.timeout(180)  # half a minute where a machine has nothing else to do
+@pytest.mark.timeout(600)  # half a minute where a machine has nothing else to do
 @pytest.mark.parametrize(
     "group",
     [

@@ -14,7 +14,9 @@ Run = Callable[..., str]
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Give what the command printed; its end with an error is a failure that shows all of it."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

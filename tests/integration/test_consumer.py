@@ -201,7 +201,7 @@ async def test_memory_goes_back_now_and_then_between_batches(
     await kafka.produce(topic.source, [event("a", n) for n in range(500)])
     began = time.monotonic()
     async with working(settings_for(kafka, topic, batch_size=1), store):
-        await eventually(lambda: stored.count(500) >= 2)
+        await eventually(lambda: stored.count(500) >= 2, 60)
     assert any(0 < count < 500 for count in stored)
     assert len(stored) <= (time.monotonic() - began) / 0.2
 
@@ -452,14 +452,14 @@ async def test_a_store_that_leaves_no_time_is_polled_beside_as_soon_as_others(
     clients: list[Recorded],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "SLOW", 2.0)
+    monkeypatch.setattr(consumer, "SLOW", 4.0)
     store.gate.clear()
     await kafka.produce(topic.source, [event("a", 0)])
     async with working(settings_for(kafka, topic, batch_size=16), store):
         await store.entered.wait()
         began = asyncio.get_running_loop().time()
         await eventually(clients[0].paused)
-        assert asyncio.get_running_loop().time() - began < 3.5
+        assert asyncio.get_running_loop().time() - began < 7.5
         store.gate.set()
         await eventually(committed_all(kafka, topic))
 
