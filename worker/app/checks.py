@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -65,12 +66,14 @@ async def _check_store(settings: Settings) -> Verdict:
 async def group_offsets(
     admin: AIOKafkaAdminClient, settings: Settings, partitions: Sequence[TopicPartition]
 ) -> Mapping[TopicPartition, int]:
+    """The committed offset of each partition, or -1."""
     while True:
-        try:
+        # A cluster that has had no group yet has no coordinator. One that is still reading what
+        # groups have committed refuses as a whole, and aiokafka gives no partition then.
+        with suppress(GroupCoordinatorNotAvailableError):
             found = await admin.list_consumer_group_offsets(
                 settings.kafka_group_id, partitions=partitions
             )
-            break
-        except GroupCoordinatorNotAvailableError:  # of a cluster that has had no group yet
-            await asyncio.sleep(COORDINATOR_RETRY)
-    return {tp: committed.offset for tp, committed in found.items()}
+            if len(found) == len(partitions):
+                return {tp: committed.offset for tp, committed in found.items()}
+        await asyncio.sleep(COORDINATOR_RETRY)
