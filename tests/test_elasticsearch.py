@@ -650,19 +650,24 @@ async def test_trouble_is_told_apart_at_every_step_and_nothing_is_lost(
     assert await fields_of(store) == OLD
 
 
-async def test_lost_races_of_the_api_are_run_again(
-    server: FakeElasticsearch, store: ConnectorStore
+@pytest.mark.parametrize("match", [puts_values, writes_ledger], ids=lambda match: match.__name__)
+async def test_lost_races_are_run_again(
+    server: FakeElasticsearch, store: ConnectorStore, match: Callable[[Request], bool]
 ) -> None:
-    server.fail(409, times=3, match=puts_values)
+    server.fail(409, times=3, match=match)
     assert [o.name for o in await store.apply([update(1, **OLD)])] == ["applied"]
     assert len(puts(server)) == 4
 
 
+@pytest.mark.parametrize("match", [puts_values, writes_ledger], ids=lambda match: match.__name__)
 async def test_races_that_are_lost_again_and_again_are_transient(
-    server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+    server: FakeElasticsearch,
+    store: ConnectorStore,
+    match: Callable[[Request], bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(elasticsearch, "CONTENTION_TIMEOUT", 0.3)
-    server.fail(409, match=puts_values)
+    server.fail(409, match=match)
     with pytest.raises(TransientError, match="other writers of connector 'a' were quicker"):
         await store.apply([update(1, **OLD)])
 

@@ -13,6 +13,7 @@ from tests.acceptance.test_outages import RESUMES_WITHIN
 from tests.elasticsearch import FakeElasticsearch, Request, call, in_a_thread
 from tests.eventually import eventually
 
+BEFORE = 1_500  # records: the others make sure that there is work when the trouble comes
 Own = tuple[Stack, FakeElasticsearch]
 
 
@@ -55,11 +56,12 @@ async def test_trouble_is_waited_for_and_makes_no_dead_letter(
     own: Own, kind: Any, match: Any
 ) -> None:
     stack, server = own
-    made = generator.topic(1_500, 50, seed=31, unknown=0, malformed=0)
-    await stack.fill(made)
+    made = generator.topic(2_000, 50, seed=31, unknown=0, malformed=0)
+    await stack.fill(made, until=BEFORE)
     worker = stack.worker(LAST_SYNC_BATCH_SIZE="50")
     await worker.says("batch.done", 30)
     failure = server.fail(kind, match=match)
+    await stack.publish(made, BEFORE)
     if kind != 409:  # a lost race is run again at once
         await worker.says("batch.held", 30)
     committed = await stack.committed()
@@ -78,10 +80,11 @@ async def test_trouble_is_waited_for_and_makes_no_dead_letter(
 async def test_a_node_that_is_killed_and_comes_back_is_waited_for(own: Own) -> None:
     stack, server = own
     made = generator.topic(2_000, 50, seed=32, unknown=0, malformed=0)
-    await stack.fill(made)  # more than are done while the node ends
+    await stack.fill(made, until=BEFORE)
     worker = stack.worker(LAST_SYNC_BATCH_SIZE="50")
     await worker.says("batch.done", 30)
     call(server, server.stop())
+    await stack.publish(made, BEFORE)
     await worker.says("batch.held", 30)
     call(server, server.start())
     done = worker.stderr.count("batch.done")

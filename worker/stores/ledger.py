@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from elasticsearch import AsyncElasticsearch, BadRequestError, NotFoundError
+from elasticsearch import AsyncElasticsearch, BadRequestError, ConflictError, NotFoundError
 from elasticsearch.helpers import async_streaming_bulk
 
 from schemas.updates import Stamp
@@ -65,18 +65,21 @@ class Ledger:
     async def write(self, changes: Mapping[str, Entry]) -> set[str]:
         """Write each document unless it changed since it was read; gives the ids that lost."""
         lost = set()
-        with translated(self.url):
-            async for ok, item in async_streaming_bulk(
-                self.client,
-                (_action(id_, entry) for id_, entry in changes.items()),
-                max_chunk_bytes=BULK_BYTES,
-                raise_on_error=False,
-            ):
-                ((_, result),) = item.items()
-                if result["status"] == 409:  # noqa: PLR2004
-                    lost.add(result["_id"])
-                elif not ok:
-                    raise self._failed(result["status"], result.get("error"))
+        try:
+            with translated(self.url):
+                async for ok, item in async_streaming_bulk(
+                    self.client,
+                    (_action(id_, entry) for id_, entry in changes.items()),
+                    max_chunk_bytes=BULK_BYTES,
+                    raise_on_error=False,
+                ):
+                    ((_, result),) = item.items()
+                    if result["status"] == 409:  # noqa: PLR2004
+                        lost.add(result["_id"])
+                    elif not ok:
+                        raise self._failed(result["status"], result.get("error"))
+        except ConflictError:  # of the request as a whole; what was written is a duplicate then
+            return {*changes}
         return lost
 
     async def pages(self) -> AsyncIterator[list[str]]:
