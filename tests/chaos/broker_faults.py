@@ -213,7 +213,7 @@ async def _frozen(stage: Stage) -> str:
 async def _restarted(stage: Stage) -> str:
     before = len(stage.worker.stderr)
     await asyncio.to_thread(stage.broker.stop)
-    await eventually(lambda: '"waiting_for"' in stage.worker.stderr[before:], PATIENCE)
+    await _waits(stage, before)
     await asyncio.to_thread(stage.broker.start)
     return _missed(stage, before)
 
@@ -231,6 +231,7 @@ async def _unclean_log(stage: Stage) -> str:
     before, said = len(stage.worker.stderr), len(stage.broker.log())
     await asyncio.to_thread(stage.broker.kill)
     await asyncio.to_thread(_spoil, stage.broker)
+    await _waits(stage, before)
     await asyncio.to_thread(stage.broker.start)
     missed = _missed(stage, before)
     log = stage.broker.log()[said:].splitlines()
@@ -238,6 +239,11 @@ async def _unclean_log(stage: Stage) -> str:
     of_topic = sum(f"partition={stage.run.topics.source}-" in line for line in cut)
     assert of_topic == PARTITIONS, f"{of_topic} partitions of the topic were found corrupt"
     return f"{missed}; the broker cut garbage off {len(cut)} logs"
+
+
+async def _waits(stage: Stage, before: int) -> None:
+    """A broker may be there again before a commit, or a poll, has failed."""
+    await eventually(lambda: '"waiting_for"' in stage.worker.stderr[before:], PATIENCE)
 
 
 def _spoil(broker: Broker) -> None:
