@@ -38,6 +38,10 @@ def update(at: int, **fields: Any) -> Update:
     return Update(connector_id="a", fields=fields, at=at, rank=1, event_id=f"event {at}")
 
 
+def one_each(ids: Sequence[str]) -> list[Update]:
+    return [Update(connector_id=id_, fields=NEW, at=1, rank=1, event_id="e") for id_ in ids]
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[FakeElasticsearch]:
     async with FakeElasticsearch() as server:
@@ -400,6 +404,50 @@ async def test_no_more_requests_are_in_flight_than_the_setting_says() -> None:
         assert all(await adding)
 
 
+async def test_a_slice_is_changed_while_the_ledger_is_written_of_the_one_before(
+    server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elasticsearch, "AT_ONCE", 2)
+    ids = [str(number) for number in range(4)]
+    await store.add(ids)
+    pin = server.pin(writes_ledger)
+    applying = asyncio.create_task(store.apply(one_each(ids)))
+    await until(pin.reached.is_set)
+    await until(lambda: len(puts(server)) == len(ids))
+    pin.release.set()
+    assert [o.name for o in await applying] == ["applied"] * len(ids)
+    assert await differences(store) == []
+
+
+async def test_who_lost_to_another_writer_is_tried_again_when_nobody_else_is_under_way(
+    server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elasticsearch, "AT_ONCE", 2)
+    ids = [str(number) for number in range(6)]
+    await store.add(ids)
+    server.fail(409, times=1, match=puts_values)
+    outcomes = await store.apply(one_each(ids))
+    assert [o.name for o in outcomes] == ["applied"] * len(ids)
+    changed = [path.split("/")[2] for _, path, _ in server.requests if path.endswith("_last_sync")]
+    assert (sorted(changed[:-1]), changed[-1]) == (ids, changed[0])
+
+
+async def test_calls_that_were_given_up_leave_their_places() -> None:
+    server, ids = FakeElasticsearch(), [str(number) for number in range(20)]
+    async with server, open_store(url_of(server), ElasticsearchAccess(concurrency=3)) as store:
+        await store.add(ids)
+        batch = one_each(ids)
+        refused = server.fail(503, match=lambda r: puts_values(r) and "/2/" in r.path)
+        silence = server.fail("hang", match=puts_values)
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                with pytest.raises(TransientError, match="503"):
+                    await store.apply(batch)
+            refused.clear()
+            silence.clear()
+            await store.apply(batch)
+
+
 def reached(pins: Sequence[Pin], count: int) -> bool:
     return sum(pin.reached.is_set() for pin in pins) >= count
 
@@ -712,7 +760,7 @@ async def test_a_cancelled_batch_is_finished_by_the_next(
 ) -> None:
     ids = [str(number) for number in range(5)]
     await store.add(ids)
-    batch = [Update(connector_id=id_, fields=NEW, at=1, rank=1, event_id="e") for id_ in ids]
+    batch = one_each(ids)
     for wait in range(1, 12):
         with suppress(asyncio.CancelledError):
             await asyncio.create_task(CancelAtWait(store.apply(batch), wait, 0).run())

@@ -9,7 +9,15 @@ put may have been those of another moment.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -163,62 +171,74 @@ class ElasticsearchStore:
     ) -> dict[str, Any]:
         """Bring an attempt for each connector to its end, and give what it said."""
         answers: dict[str, Any] = {}
-        for ids in _slices(connector_ids):
-            waiting = list(ids)
-            deadline = time.monotonic() + CONTENTION_TIMEOUT
-            for delay in backoff():
-                entries = await self._load(waiting)
-                waiting = await self._attempt_each(waiting, entries, attempt, answers)
-                if not waiting:
-                    break
-                if time.monotonic() > deadline:
-                    raise TransientError(
-                        f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
-                        f" quicker for {CONTENTION_TIMEOUT:g} s"
-                    )
-                await asyncio.sleep(delay)
-        return answers
+        waiting = await self._attempt_each(connector_ids, attempt, answers)
+        deadline = time.monotonic() + CONTENTION_TIMEOUT
+        for delay in backoff():
+            if not waiting:
+                return answers
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
+                    f" quicker for {CONTENTION_TIMEOUT:g} s"
+                )
+            await asyncio.sleep(delay)
+            waiting = await self._attempt_each(waiting, attempt, answers)
+        raise AssertionError  # the back-off has no end
 
     async def _attempt_each(
         self,
-        ids: Sequence[str],
-        entries: Mapping[str, Entry],
+        connector_ids: Iterable[str],
         attempt: Callable[[str, Entry], Awaitable[Attempt]],
         answers: dict[str, Any],
     ) -> list[str]:
-        """Make one attempt for each; gives the ids of those that lost to another writer."""
+        """Make one attempt for each; gives the ids of those that lost to another writer.
 
-        async def one(id_: str) -> Attempt | None:
+        A slice begins when the one before has no call left that waits for a place; two are under
+        way at most. Who lost is not tried again beside others: behind their calls it would lose
+        again.
+        """
+        lost: list[str] = []
+
+        async def one(id_: str, entry: Entry) -> Attempt | None:
             try:
-                return await attempt(id_, entries[id_])
+                return await attempt(id_, entry)
             except ConflictError:  # the API does not repeat its own lost races
                 return None
 
-        made = await self._each(ids, one)
-        won = {id_: said for id_, said in made.items() if said is not None}
-        answers.update({id_: answer for id_, (answer, _) in won.items()})
-        changes = {id_: entry for id_, (_, entry) in won.items() if entry is not None}
-        lost = await self._book.write(changes) if changes else set()
-        return [id_ for id_ in ids if made[id_] is None or id_ in lost]
+        async def written(calls: Mapping[str, asyncio.Task[Attempt | None]]) -> None:
+            made = {id_: await call for id_, call in calls.items()}
+            won = {id_: said for id_, said in made.items() if said is not None}
+            answers.update({id_: answer for id_, (answer, _) in won.items()})
+            changes = {id_: entry for id_, (_, entry) in won.items() if entry is not None}
+            beaten = await self._book.write(changes) if changes else set()
+            lost.extend(id_ for id_ in calls if id_ not in won or id_ in beaten)
+
+        async with _together() as group:
+            writing: asyncio.Task[None] | None = None
+            for ids in _slices(connector_ids):
+                entries = await self._load(ids)
+                calls = {id_: await self._placed(group, one, id_, entries[id_]) for id_ in ids}
+                if writing:
+                    await writing
+                writing = group.create_task(written(calls))
+        return lost
 
     async def _each(
-        self, ids: Iterable[str], call: Callable[[str], Awaitable[Any]]
+        self, ids: Iterable[str], call: Callable[[str], Coroutine[Any, Any, Any]]
     ) -> dict[str, Any]:
-        """What the calls give, by id; at most so many at a time as the setting says."""
+        """What the calls give, by id."""
+        async with _together() as group:
+            calls = {id_: await self._placed(group, call, id_) for id_ in ids}
+        return {id_: call.result() for id_, call in calls.items()}
 
-        async def limited(id_: str) -> Any:
-            async with self._slots:
-                return await call(id_)
-
-        tasks = {}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for id_ in ids:
-                    tasks[id_] = group.create_task(limited(id_), name=f"connector {id_}")
-        except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            raise first from first.__cause__
-        return {id_: task.result() for id_, task in tasks.items()}
+    async def _placed(
+        self, group: asyncio.TaskGroup, call: Callable[..., Coroutine[Any, Any, Any]], *of: Any
+    ) -> asyncio.Task[Any]:
+        """Begin a call, when fewer are under way than the setting allows."""
+        await self._slots.acquire()
+        task = group.create_task(call(*of), name=f"connector {of[0]}")
+        task.add_done_callback(lambda _: self._slots.release())
+        return task
 
     async def _load(self, connector_ids: Sequence[str]) -> dict[str, Entry]:
         return await self._book.load(connector_ids)
@@ -305,6 +325,17 @@ class ElasticsearchStore:
         if state.deleted:
             return None, None
         return None, entry if await self._put(id_, state.fields) else _buried(entry)
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Tasks of which the first error ends all, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
 
 
 def _by_connector(updates: Sequence[Update]) -> dict[str, list[int]]:
