@@ -288,32 +288,38 @@ def remembered(stage: Stage, load: Load, kind: str) -> tuple[float, float]:
 
 
 def elastic(stage: Stage, size: Size) -> None:
-    """The Elasticsearch store: many connectors, and so few that a batch folds."""
-    titles = ("events/s", "µs CPU", "requests an event", "in flight")
-    found: dict[int, list[list[float]]] = {10_000: [], 1_000: []}
+    """The Elasticsearch store, where batches fold and where not; and a loop that only puts."""
+    titles = ("events/s", "µs CPU", "requests an event", "requests/s", "in flight")
+    events = size.events // 10
+    contenders = {
+        f"{count:,} connectors": ("worker", Load(events=events, connectors=count))
+        for count in (10_000, 1_000)
+    }
+    contenders["puts alone"] = ("puts", Load(events=events // 4, connectors=1_000))
+    found: dict[str, list[list[float]]] = {name: [] for name in contenders}
     for _ in range(size.rounds):
-        for count, rounds in found.items():
-            rounds.append(served(stage, Load(events=size.events // 10, connectors=count)))
+        for name, rounds in found.items():
+            rounds.append(served(stage, *contenders[name]))
             shown = "; ".join(map("{}: {:.2f}".format, titles, rounds[-1]))
-            say(f"  {count:,} connectors: {shown}")
+            say(f"  {name}: {shown}")
     print(f"\n{'':18}", *map("{:>24}".format, titles))
-    for count, rounds in found.items():
-        print(
-            f"{f'{count:,} connectors':18}",
-            *(f"{spread(f):>24}" for f in zip(*rounds, strict=True)),
-        )
+    for name, rounds in found.items():
+        print(f"{name:18}", *(f"{spread(f):>24}" for f in zip(*rounds, strict=True)))
 
 
-def served(stage: Stage, load: Load) -> list[float]:
-    """Events a second, CPU an event in microseconds, requests an event, requests in flight."""
+def served(stage: Stage, contender: str, load: Load) -> list[float]:
+    """Events a second, CPU an event in microseconds, requests an event and a second, in flight."""
     server = SlowElasticsearch()
     with in_a_thread(server):
         store = f"elasticsearch+{server.url}"
         in_a_loop(register, store, load)
         server.begin()
-        figures = stage.run("worker", load, store=store)
+        figures = stage.run(contender, load, store=store)
         requests = len(server.requests) / load.events
-    return [figures["rate"], figures["cpu_us"], requests, server.in_flight]
+    return [
+        *(figures["rate"], figures["cpu_us"], requests, figures["rate"] * requests),
+        server.in_flight,
+    ]
 
 
 def delays(stage: Stage, size: Size) -> None:

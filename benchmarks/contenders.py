@@ -15,20 +15,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from elasticsearch import AsyncElasticsearch
 from pydantic import BaseModel, SecretStr
 
+from benchmarks.events import Load, connector_ids
 from worker import logs, memory
 from worker.app import letters as open_letters
 from worker.app import replays, running
 from worker.replay import Signature
 from worker.settings import Settings
 from worker.stores import open_merging_store
+from worker.stores.base import ElasticsearchAccess
+from worker.stores.elastic_client import PREFIX
 from worker.watchdog import Watchdog
 
 BATCH = 500  # records that the plain loops fetch at once
@@ -376,11 +381,29 @@ async def replay(job: Job, meter: Meter) -> None:
         meter.done(0, 0)  # nothing is left out: the table was read at once
 
 
+async def puts(job: Job, meter: Meter) -> None:
+    """Put stats through Elastic's own client, as many at once as the worker may, nothing else."""
+    headers = {"accept": "application/json", "content-type": "application/json"}
+    stats = {"last_sync_status": "completed", "last_indexed_document_count": 42}
+    ids = cycle(connector_ids(Load(events=job.events, connectors=1_000)))
+    paths = (f"/_connector/{id_}/_last_sync" for id_ in islice(ids, job.events))
+    concurrency = ElasticsearchAccess().concurrency
+    url = job.store.removeprefix(PREFIX)
+    async with AsyncElasticsearch(url, connections_per_node=concurrency) as client:
+
+        async def one_after_the_other() -> None:
+            for path in paths:
+                await client.perform_request("PUT", path, headers=headers, body=stats)
+                meter.done(1, 1)
+
+        await asyncio.gather(*(one_after_the_other() for _ in range(concurrency)))
+
+
 CONTENDERS = {
     contender.__name__: contender
     for contender in (
         *(calibrate, bulk_sqlite, bulk_postgresql, per_event, worker, replay),
-        *(worker_for_ever, bulk_for_ever, faststream_message, faststream_batch),
+        *(worker_for_ever, bulk_for_ever, puts, faststream_message, faststream_batch),
         *(faststream_message_default, faststream_batch_default),
     )
 }
