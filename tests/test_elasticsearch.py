@@ -404,32 +404,71 @@ async def test_no_more_requests_are_in_flight_than_the_setting_says() -> None:
         assert all(await adding)
 
 
-async def test_a_slice_is_changed_while_the_ledger_is_written_of_the_one_before(
-    server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def ids(store: ConnectorStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Eight connectors, in slices of two."""
     monkeypatch.setattr(elasticsearch, "AT_ONCE", 2)
-    ids = [str(number) for number in range(4)]
+    ids = [str(number) for number in range(8)]
     await store.add(ids)
+    return ids
+
+
+def changed(server: FakeElasticsearch) -> list[str]:
+    return [path.split("/")[2] for _, path, _ in server.requests if path.endswith("/_last_sync")]
+
+
+async def test_one_slice_is_changed_while_the_ledger_is_written_of_the_one_before(
+    server: FakeElasticsearch, store: ConnectorStore, ids: list[str]
+) -> None:
     pin = server.pin(writes_ledger)
     applying = asyncio.create_task(store.apply(one_each(ids)))
     await until(pin.reached.is_set)
-    await until(lambda: len(puts(server)) == len(ids))
+    await until(lambda: len(changed(server)) == 4)
+    await asyncio.sleep(0.1)
+    assert sorted(changed(server)) == ids[:4]
     pin.release.set()
     assert [o.name for o in await applying] == ["applied"] * len(ids)
     assert await differences(store) == []
 
 
-async def test_who_lost_to_another_writer_is_tried_again_when_nobody_else_is_under_way(
-    server: FakeElasticsearch, store: ConnectorStore, monkeypatch: pytest.MonkeyPatch
+async def test_who_lost_to_another_writer_is_tried_again_alone_and_before_others_begin(
+    server: FakeElasticsearch, store: ConnectorStore, ids: list[str]
 ) -> None:
-    monkeypatch.setattr(elasticsearch, "AT_ONCE", 2)
-    ids = [str(number) for number in range(6)]
-    await store.add(ids)
     server.fail(409, times=1, match=puts_values)
     outcomes = await store.apply(one_each(ids))
     assert [o.name for o in outcomes] == ["applied"] * len(ids)
-    changed = [path.split("/")[2] for _, path, _ in server.requests if path.endswith("_last_sync")]
-    assert (sorted(changed[:-1]), changed[-1]) == (ids, changed[0])
+    made = changed(server)
+    assert (sorted(made[:4]), made[4], sorted(made[5:])) == (ids[:4], made[0], ids[4:])
+    assert await differences(store) == []
+
+
+async def test_a_call_that_is_cancelled_by_itself_is_no_success(
+    store: ConnectorStore, ids: list[str]
+) -> None:
+    async def attempt(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await store._change(ids[:2], attempt)  # type: ignore[attr-defined]
+
+
+async def test_a_cancellation_counts_where_a_call_failed_at_the_same_time() -> None:
+    failed = asyncio.Event()
+
+    async def fail() -> None:
+        failed.set()
+        raise TransientError("away")
+
+    async def work() -> None:
+        async with elasticsearch._together() as group:
+            group.create_task(fail())
+            await asyncio.sleep(1)
+
+    working = asyncio.create_task(work())
+    await failed.wait()
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
 
 
 async def test_calls_that_were_given_up_leave_their_places() -> None:
@@ -755,15 +794,19 @@ async def test_check_says_what_is_wrong_within_five_seconds(cli: Cli) -> None:
     assert "did not answer in time" in bad.stdout
 
 
+@pytest.mark.parametrize("at_once", [2, 500])
 async def test_a_cancelled_batch_is_finished_by_the_next(
-    server: FakeElasticsearch, store: ConnectorStore, other: ConnectorStore
+    store: ConnectorStore,
+    other: ConnectorStore,
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
 ) -> None:
-    ids = [str(number) for number in range(5)]
-    await store.add(ids)
+    monkeypatch.setattr(elasticsearch, "AT_ONCE", at_once)
     batch = one_each(ids)
     for wait in range(1, 12):
         with suppress(asyncio.CancelledError):
             await asyncio.create_task(CancelAtWait(store.apply(batch), wait, 0).run())
     await other.apply(batch)
-    assert [o.name for o in await other.preview(batch)] == ["duplicate"] * 5
+    assert [o.name for o in await other.preview(batch)] == ["duplicate"] * len(ids)
     assert await differences(other) == []

@@ -41,7 +41,7 @@ OPEN_TIMEOUT = 3.5  # seconds
 AT_ONCE = 500  # connectors in one request to the ledger
 MOST = 4_000  # seven seconds, where a server takes 20 ms for a request
 CONTENTION_TIMEOUT = 15.0  # seconds that a call goes on losing to other writers
-IN_FLIGHT = 2.0  # seconds that another writer may be between its two writes
+IN_FLIGHT = 4.0  # seconds that another writer may be between its two writes: twice two slices
 
 # What one attempt says, and what it writes to the ledger; None: nothing was changed.
 Attempt = tuple[Any, Entry | None]
@@ -171,33 +171,35 @@ class ElasticsearchStore:
     ) -> dict[str, Any]:
         """Bring an attempt for each connector to its end, and give what it said."""
         answers: dict[str, Any] = {}
-        waiting = await self._attempt_each(connector_ids, attempt, answers)
-        deadline = time.monotonic() + CONTENTION_TIMEOUT
-        for delay in backoff():
-            if not waiting:
-                return answers
-            if time.monotonic() > deadline:
-                raise TransientError(
-                    f"{named(self._book.url)}: other writers of connector {waiting[0]!r} were"
-                    f" quicker for {CONTENTION_TIMEOUT:g} s"
-                )
-            await asyncio.sleep(delay)
-            waiting = await self._attempt_each(waiting, attempt, answers)
-        raise AssertionError  # the back-off has no end
+        waiting = list(connector_ids)
+        while waiting:
+            lost, waiting = await self._attempt_each(waiting, attempt, answers)
+            deadline, delays = time.monotonic() + CONTENTION_TIMEOUT, backoff()
+            while lost:
+                if time.monotonic() > deadline:
+                    raise TransientError(
+                        f"{named(self._book.url)}: other writers of connector {lost[0]!r} were"
+                        f" quicker for {CONTENTION_TIMEOUT:g} s"
+                    )
+                await asyncio.sleep(next(delays))
+                beaten, others = await self._attempt_each(lost, attempt, answers)
+                lost = [*beaten, *others]
+        return answers
 
     async def _attempt_each(
         self,
-        connector_ids: Iterable[str],
+        connector_ids: Sequence[str],
         attempt: Callable[[str, Entry], Awaitable[Attempt]],
         answers: dict[str, Any],
-    ) -> list[str]:
-        """Make one attempt for each; gives the ids of those that lost to another writer.
+    ) -> tuple[list[str], list[str]]:
+        """Make one attempt for each, slice by slice, until some lose to another writer.
 
         A slice begins when the one before has no call left that waits for a place; two are under
-        way at most. Who lost is not tried again beside others: behind their calls it would lose
-        again.
+        way at most. Gives who lost, and who was not begun: those who lost are to be tried again
+        first, and alone, for among others they would lose again.
         """
         lost: list[str] = []
+        begun = 0
 
         async def one(id_: str, entry: Entry) -> Attempt | None:
             try:
@@ -216,12 +218,17 @@ class ElasticsearchStore:
         async with _together() as group:
             writing: asyncio.Task[None] | None = None
             for ids in _slices(connector_ids):
+                if lost:
+                    break
+                begun += len(ids)
                 entries = await self._load(ids)
                 calls = {id_: await self._placed(group, one, id_, entries[id_]) for id_ in ids}
                 if writing:
                     await writing
                 writing = group.create_task(written(calls))
-        return lost
+            if writing:
+                await writing
+        return lost, [*connector_ids[begun:]]
 
     async def _each(
         self, ids: Iterable[str], call: Callable[[str], Coroutine[Any, Any, Any]]
@@ -232,11 +239,15 @@ class ElasticsearchStore:
         return {id_: call.result() for id_, call in calls.items()}
 
     async def _placed(
-        self, group: asyncio.TaskGroup, call: Callable[..., Coroutine[Any, Any, Any]], *of: Any
+        self,
+        group: asyncio.TaskGroup,
+        call: Callable[..., Coroutine[Any, Any, Any]],
+        id_: str,
+        *more: Any,
     ) -> asyncio.Task[Any]:
         """Begin a call, when fewer are under way than the setting allows."""
         await self._slots.acquire()
-        task = group.create_task(call(*of), name=f"connector {of[0]}")
+        task = group.create_task(call(id_, *more), name=f"connector {id_}")
         task.add_done_callback(lambda _: self._slots.release())
         return task
 
@@ -329,11 +340,16 @@ class ElasticsearchStore:
 
 @asynccontextmanager
 async def _together() -> AsyncIterator[asyncio.TaskGroup]:
-    """Tasks of which the first error ends all, and is raised."""
+    """Tasks of which the first error ends all, and is raised, unless a cancellation came, too."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - this is a coroutine  # nosec B101
+    before = task.cancelling()
     try:
         async with asyncio.TaskGroup() as group:
             yield group
     except BaseExceptionGroup as errors:
+        if task.cancelling() > before:  # the group prefers its own
+            raise asyncio.CancelledError from errors
         first = errors.exceptions[0]
         raise first from first.__cause__
 
