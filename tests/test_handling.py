@@ -15,7 +15,8 @@ from worker.batch import Batch
 from worker.breaker import Breaker
 from worker.handling import FloodError, Handler
 from worker.merge import Outcome
-from worker.pipeline import Origin, Record
+from worker.pipeline import Origin
+from worker.records import Record
 
 BROKEN = b'{"x": [[], []'
 

@@ -7,9 +7,9 @@ import pytest
 from schemas.dead_letter import MIN_RECORD, DeadLetter
 from schemas.sync_finished import Invalid
 from schemas.updates import Update
-from worker import pipeline
+from worker import pipeline, records
 from worker.merge import APPLIED, CONNECTOR_NOT_FOUND, DUPLICATE, SUPERSEDED, Outcome
-from worker.pipeline import Headers, Origin
+from worker.pipeline import Origin
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z in microseconds
 ORIGIN = Origin(group="g", store="s")
@@ -22,7 +22,7 @@ EVENT = {
 }
 
 
-class Record(pipeline.Record):
+class Record(records.Record):
     def __new__(
         cls,
         value: bytes | None,
@@ -31,7 +31,7 @@ class Record(pipeline.Record):
         partition: int = 3,
         offset: int = 7,
         timestamp: int = 99,
-        headers: Headers = (),
+        headers: records.Headers = (),
     ) -> Self:
         return super().__new__(cls, "t", partition, offset, timestamp, key, value, headers)
 

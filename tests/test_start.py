@@ -106,6 +106,7 @@ async def test_what_talks_to_the_brokers_alone_imports_no_store(
     found = await imported(at_broker, *command.split(), stdin=EVENT)
     assert "aiokafka" in found
     assert not found & (STORES | SERVERS | LINES)
+    assert command == "publish" or "schemas.updates" not in found
 
 
 async def test_a_worker_imports_its_own_store_and_no_other(at_broker: Cli) -> None:

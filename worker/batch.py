@@ -9,7 +9,8 @@ from aiokafka import TopicPartition
 from schemas.reasons import Invalid
 from schemas.updates import Update, update
 from worker import pipeline
-from worker.pipeline import Record, Verdict
+from worker.pipeline import Verdict
+from worker.records import Record
 
 STEPS = ("decode", "store", "dead_letters", "commit")
 STEP = 100  # records read at once: about a millisecond

@@ -29,7 +29,7 @@ from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.record.util import decode_varint_py
 
 from worker.errors import MisconfiguredError
-from worker.pipeline import Headers, Record
+from worker.records import Headers, Record
 
 MAX_BATCH = 64 * 1024 * 1024  # bytes that a compressed batch may become
 MAX_HEADERS = 512 * 1024  # of a record: each takes 200 bytes, with some in it

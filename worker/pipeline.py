@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from schemas.dead_letter import DeadLetter
 from schemas.reasons import Invalid
 from schemas.updates import Update, update
 from worker.merge import Outcome
+from worker.records import Headers, Record
 
-Headers = Sequence[tuple[str, bytes | None]]
 Verdict = Outcome | Invalid
 NO_TIMESTAMP = -1  # as Kafka has it
 OUTCOMES = ("applied", "superseded", "duplicate", "connector_not_found", "invalid", "rejected")
@@ -25,18 +25,6 @@ class Event(Protocol):
 
     @property
     def headers(self) -> Headers: ...
-
-
-class Record(NamedTuple):
-    """What is used of a Kafka record; aiokafka's own takes half a microsecond more to make."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from worker import batches, kafka
 from worker.batch import Batch
 from worker.errors import LastSyncError, OffsetsLostError, StalledError, TransientError
 from worker.logs import get_logger
-from worker.pipeline import Record
+from worker.records import Record
 from worker.retry import pause
 
 log = get_logger(__name__)

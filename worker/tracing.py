@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from worker import pipeline
 from worker.batch import Batch
 from worker.errors import MisconfiguredError
+from worker.records import Headers
 
 MAX_LINKS = 128  # OpenTelemetry's own default for a span
 FLUSH_TIMEOUT = 1.0  # seconds at the end; a collector that is away must not delay the stop
@@ -63,7 +64,7 @@ class BatchTracer:
                 span.set_attribute(f"last_sync.{step}_seconds", seconds)
 
 
-def links(every: Iterable[pipeline.Headers]) -> Iterator[Link]:
+def links(every: Iterable[Headers]) -> Iterator[Link]:
     """Link each producer's span once, as far as the limit goes; what is malformed is left out."""
     seen: set[bytes] = set()
     for headers in every:
